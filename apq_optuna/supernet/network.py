@@ -1,0 +1,282 @@
+"""The once-for-all network: every subnet of a space, in one set of weights.
+
+    stem 3x3 - BN - ReLU
+    first:  depthwise 3x3 - BN - ReLU, pointwise - BN
+    stages: inverted residual blocks (elastic depth, kernel, channels)
+    last 1x1 - BN - ReLU - global average pool - classifier
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apq_optuna.errors import SpaceError
+from apq_optuna.space import Block, NetworkSpec, SearchSpace, Subnet
+from apq_optuna.supernet.elastic import ElasticBlock, elastic_batch_norm
+
+if TYPE_CHECKING:
+    from apq_optuna.data import ImageData
+
+
+class OnceForAllNet(nn.Module):
+    """A supernet over a search space (Cai et al., ICLR 2020).
+
+    Args:
+        space: A joint space; its bit-widths play no part here.
+
+    Attributes:
+        space: The search space.
+        data_info: What travels with a checkpoint about the images it was trained on: class names,
+            size, normalisation, split hash. Empty until trained or loaded.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        if space.network is None:
+            raise SpaceError("OnceForAllNet needs a network's search space, not a plain one")
+        self.space = space
+        self.data_info: dict[str, object] = {}
+        spec = self.spec = space.network
+        self.stem = nn.Conv2d(
+            spec.in_channels, spec.stem_channels, 3, spec.stem_stride, 1, bias=False
+        )
+        self.stem_norm = nn.BatchNorm2d(spec.stem_channels)
+        width = spec.stem_channels
+        self.first_depthwise = nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False)
+        self.first_depthwise_norm = nn.BatchNorm2d(width)
+        self.first_project = nn.Conv2d(width, spec.first_channels, 1, bias=False)
+        self.first_project_norm = nn.BatchNorm2d(spec.first_channels)
+        self.blocks = nn.ModuleDict()
+        for s, stage in enumerate(spec.stages):
+            for b in range(stage.depths[-1]):
+                inputs, channels = spec.block_inputs(s, b), spec.channel_choices(s, b)[-1]
+                block = ElasticBlock(inputs, channels, stage.out_channels, stage.kernels)
+                self.blocks[_key(s, b)] = block
+        self.last = nn.Conv2d(spec.stages[-1].out_channels, spec.last_channels, 1, bias=False)
+        self.last_norm = nn.BatchNorm2d(spec.last_channels)
+        self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.largest = space.decode(space.extreme(largest=True)[0])
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """`(B, C, H, W)` images to `(B, num_classes)` logits of `subnet`, by default the largest."""
+        x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
+        x = F.relu(self.first_depthwise_norm(self.first_depthwise(x)), inplace=True)
+        x = self.first_project_norm(self.first_project(x))
+        for block in (subnet or self.largest).blocks:
+            x = self.blocks[_key(block.stage, block.index)](x, block)
+        x = F.relu(elastic_batch_norm(self.last(x), self.last_norm, self.training), inplace=True)
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+    def elastic_blocks(self) -> Iterable[ElasticBlock]:
+        """Every block of the supernet."""
+        return (block for block in self.blocks.values() if isinstance(block, ElasticBlock))
+
+    @torch.no_grad()
+    def subnet(self, subnet: Subnet) -> SubnetModule:
+        """A network of its own with the sliced weights of `subnet`, in evaluation mode.
+
+        BatchNorm statistics are copied too, but those of a supernet mix all subnets: call
+        `recalibrate` before trusting its accuracy.
+        """
+        module = SubnetModule(subnet).to(self.stem.weight.device)
+        pairs: list[tuple[ConvNorm, Tensor, nn.BatchNorm2d]] = [
+            (module.stem, self.stem.weight, self.stem_norm),
+            (module.first.depthwise, self.first_depthwise.weight, self.first_depthwise_norm),
+            (module.first.project, self.first_project.weight, self.first_project_norm),
+            (module.last, self.last.weight, self.last_norm),
+        ]
+        for block, target in zip(subnet.blocks, module.searched_blocks(), strict=True):
+            source = self.blocks[_key(block.stage, block.index)]
+            assert isinstance(source, ElasticBlock)
+            c = block.channels
+            kernel = source.depthwise.kernel(block.kernel, c)
+            pairs += [
+                (target.expand, source.expand.weight[:c], source.expand_norm),
+                (target.depthwise, kernel, source.depthwise_norm),
+                (target.project, source.project.weight[:, :c], source.project_norm),
+            ]
+        for layer, weight, norm in pairs:
+            layer.conv.weight.copy_(weight)
+            _copy_norm(norm, layer.norm)
+        module.classifier.load_state_dict(self.classifier.state_dict())
+        return module.eval()
+
+    @property
+    def weights_hash(self) -> str:
+        """Identity of the trained weights, 16 hexadecimal digits; pairs are keyed by it."""
+        digest = hashlib.sha256(self.space.architecture_hash.encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `path/supernet.safetensors` and its JSON sidecar; see `checkpoint.save_supernet`."""
+        from apq_optuna.supernet.checkpoint import save_supernet
+
+        return save_supernet(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, *, space: SearchSpace | None = None) -> OnceForAllNet:
+        """Reads a checkpoint folder; see `checkpoint.load_supernet`.
+
+        Args:
+            path: Folder that `save` wrote, or the name of a supernet that comes with the package.
+            space: The space the checkpoint must be of; bit-widths may differ, and are then `space`'s.
+        """
+        from apq_optuna.supernet.checkpoint import load_supernet
+
+        return load_supernet(path, space=space)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm, and a ReLU where there is one."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.relu(x, inplace=True) if self.relu else x
+
+
+class SeparableBlock(nn.Module):
+    """The fixed first block: depthwise, then pointwise."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        width = spec.stem_channels
+        self.depthwise = ConvNorm(width, width, 3, groups=width)
+        self.project = ConvNorm(width, spec.first_channels, 1, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.depthwise(x))  # type: ignore[no-any-return]
+
+
+class InvertedResidual(nn.Module):
+    """One block of an extracted subnet."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        c = block.channels
+        self.residual = block.residual
+        self.expand = ConvNorm(block.in_channels, c, 1)
+        self.depthwise = ConvNorm(c, c, block.kernel, block.stride, c)
+        self.project = ConvNorm(c, block.out_channels, 1, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y  # type: ignore[no-any-return]
+
+
+class SubnetModule(nn.Module):
+    """A subnet as an ordinary network; its submodules carry the names of `Subnet.layers()`."""
+
+    def __init__(self, subnet: Subnet) -> None:
+        super().__init__()
+        spec = subnet.spec
+        self.description = subnet
+        self.stem = ConvNorm(spec.in_channels, spec.stem_channels, 3, spec.stem_stride)
+        self.first = SeparableBlock(spec)
+        self.block_names = [_key(block.stage, block.index) for block in subnet.blocks]
+        self.blocks = nn.ModuleDict(
+            {
+                name: InvertedResidual(block)
+                for name, block in zip(self.block_names, subnet.blocks, strict=True)
+            }
+        )
+        self.last = ConvNorm(spec.stages[-1].out_channels, spec.last_channels, 1)
+        self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def searched_blocks(self) -> list[InvertedResidual]:
+        """The inverted residual blocks in order."""
+        return [block for block in self.blocks.values() if isinstance(block, InvertedResidual)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stem(x))
+        for block in self.blocks.values():
+            x = block(x)
+        return self.classifier(self.last(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Re-estimates every BatchNorm's statistics on training images (Cai et al., ICLR 2020).
+
+    Each statistic becomes the plain average over `batches`; all other state is left as it is.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    for images, _ in batches:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+@torch.no_grad()
+def accuracy(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    split: str = "search_validation",
+    limit: int | None = None,
+    batch_size: int = 256,
+) -> float:
+    """Share of a split's images that `model` classifies correctly, in [0, 1].
+
+    Args:
+        model: Any network from images to logits; put into evaluation mode.
+        data: The data set.
+        split: `train`, `search_validation` or `test`.
+        limit: Most images to use.
+        batch_size: Images a batch.
+    """
+    model.eval()
+    device = str(next(model.parameters()).device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    seen = 0
+    batches = data.evaluation_batches(getattr(data, split), batch_size, device=device, limit=limit)
+    for images, labels in batches:
+        correct += (model(images).argmax(1) == labels).sum()
+        seen += len(labels)
+    return correct.item() / max(seen, 1)
+
+
+def _copy_norm(source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
+    c = target.num_features
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(target, name).copy_(getattr(source, name)[:c])
+
+
+def _key(stage: int, block: int) -> str:
+    return f"stage{stage + 1}_block{block + 1}"

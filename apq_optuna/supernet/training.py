@@ -1,0 +1,306 @@
+"""Supernet training: progressive shrinking with a sandwich step.
+
+Phases open one choice after another: the largest network alone, then kernel sizes, then depths, then
+channels (Cai et al., ICLR 2020). Once there is a choice, each step trains the largest network on labels
+and, distilled from that step's own largest logits, the smallest network of the phase and a random one
+(the sandwich rule and in-place distillation of Yu et al., ECCV 2020). One cosine spans all phases.
+
+Progress is measured in epochs or, with `minutes`, in training time, so that a plan on an unknown
+machine ends when it should. A checkpoint holds weights, momentum, generators and progress; a run that
+finds one of the same space, data and plan goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apq_optuna.data import ImageData
+from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
+from apq_optuna.space import SearchSpace, Subnet
+from apq_optuna.supernet.checkpoint import read_checkpoint, write_checkpoint
+from apq_optuna.supernet.network import OnceForAllNet
+
+PHASES = ("largest", "kernel", "depth", "channels")
+_ELASTIC = {
+    "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
+    "channels": ("kernel", "depth", "channels"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a supernet is trained.
+
+    Attributes:
+        epochs: Passes over the training images; ignored where `minutes` is given.
+        minutes: Training time instead of epochs.
+        batch_size: Images a step.
+        learning_rate: Peak, for SGD with Nesterov momentum.
+        weight_decay: Not applied to BatchNorm and biases.
+        warmup: Share of the run in which the learning rate rises.
+        shares: Shares of the run for the phases `largest`, `kernel`, `depth`, `channels`.
+        random_subnets: Random subnets a step beside the largest and the smallest.
+        label_smoothing: Of the largest network's loss.
+        checkpoint_seconds: Time between checkpoints.
+    """
+
+    epochs: float = 20.0
+    minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-5
+    warmup: float = 0.03
+    shares: tuple[float, float, float, float] = (0.25, 0.1, 0.15, 0.5)
+    random_subnets: int = 1
+    label_smoothing: float = 0.05
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and self.epochs <= 0:
+            raise InvalidArgumentError(f"epochs={self.epochs}: must be positive")
+        if self.minutes is not None and self.minutes <= 0:
+            raise InvalidArgumentError(f"minutes={self.minutes}: must be positive")
+        if self.batch_size < 2:
+            raise InvalidArgumentError(f"batch_size={self.batch_size}: at least 2")
+
+    def phase(self, progress: float) -> str:
+        """Name of the phase at a progress in [0, 1]."""
+        edges = np.cumsum(self.shares) / sum(self.shares)
+        return PHASES[int(np.searchsorted(edges[:-1], progress, side="right"))]
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a progress in [0, 1]."""
+        if progress < self.warmup:
+            return self.learning_rate * (progress / self.warmup * 0.95 + 0.05)
+        cosine = (progress - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(cosine, 1.0)))
+
+
+def resolve_device(device: str) -> str:
+    """`auto` as `cuda` where there is one, else `cpu`; anything else as it is."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def check_data(net: OnceForAllNet, data: ImageData) -> None:
+    """Raises `DataError` where images do not fit a supernet: size, channels, classes or scaling."""
+    spec = net.spec
+    wanted = (spec.image_size, spec.in_channels, spec.num_classes)
+    given = (data.image_size, data.channels, data.num_classes)
+    if wanted != given:
+        raise DataError(
+            f"data={data.name!r} has (image size, channels, classes) = {given}, "
+            f"but the supernet was made for {wanted}"
+        )
+    trained_with = net.data_info.get("split_hash")
+    if trained_with is not None and trained_with != data.split_hash:
+        raise DataError(
+            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained on "
+            f"(split {trained_with}): its search-validation images may have been trained on"
+        )
+
+
+def train_supernet(
+    net: OnceForAllNet,
+    data: ImageData,
+    plan: TrainingPlan,
+    path: str | Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    report: Callable[[float, str, float], None] | None = None,
+) -> OnceForAllNet:
+    """Trains a supernet, and goes on from the checkpoint in `path` if there is one.
+
+    Args:
+        net: A supernet; its weights are trained in place.
+        data: The images; only `data.train` is used.
+        plan: How long and how.
+        path: Folder for `training.safetensors` while it runs and `supernet.safetensors` at the end.
+        device: `auto`, `cpu` or `cuda`.
+        seed: Of order, augmentation and sampled subnets.
+        report: Called after each step with progress in [0, 1], the phase, and the largest
+            network's loss.
+
+    Returns:
+        `net`, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: The folder's checkpoint is damaged, or of another space, data or plan.
+        DataError: The images do not fit the space.
+    """
+    check_data(net, data)
+    device = resolve_device(device)
+    trainer = _Trainer(net.to(device), data, plan, Path(path), device, seed)
+    trainer.resume()
+    trainer.run(report or (lambda progress, phase, loss: None))
+    net.to("cpu").eval()
+    net.data_info = {
+        "name": data.name,
+        "class_names": list(data.class_names),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "split_hash": data.split_hash,
+    }
+    net.save(path)
+    return net
+
+
+class _Trainer:
+    """State of one training run."""
+
+    def __init__(
+        self,
+        net: OnceForAllNet,
+        data: ImageData,
+        plan: TrainingPlan,
+        path: Path,
+        device: str,
+        seed: int,
+    ) -> None:
+        self.net, self.data, self.plan, self.device = net, data, plan, device
+        self.file = path / "training.safetensors"
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = np.random.default_rng(seed)
+        decay = [p for p in net.parameters() if p.ndim > 1]
+        plain = [p for p in net.parameters() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": plain}]
+        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+        self.seconds = 0.0
+        self.step = 0
+        self.sorted = False
+        self.fingerprint = json.dumps(
+            [net.space.architecture_hash, data.split_hash, seed, asdict(plan)], sort_keys=True
+        )
+
+    @property
+    def progress(self) -> float:
+        if self.plan.minutes is not None:
+            return min(self.seconds / (60 * self.plan.minutes), 1.0)
+        steps = max(1, len(self.data.train) // min(self.plan.batch_size, len(self.data.train)))
+        return min(self.step / (steps * self.plan.epochs), 1.0)
+
+    def run(self, report: Callable[[float, str, float], None]) -> None:
+        started, saved = time.perf_counter() - self.seconds, time.perf_counter()
+        self.net.train()
+        batches = self._batches()
+        while self.progress < 1.0:
+            phase = self.plan.phase(self.progress)
+            if phase == "channels" and not self.sorted:
+                self._sort_channels()
+            images, labels = next(batches)
+            loss = self._step(images, labels, phase)
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            report(self.progress, phase, loss)
+            if time.perf_counter() - saved > self.plan.checkpoint_seconds:
+                self._save()
+                saved = time.perf_counter()
+        self._save()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.plan.batch_size
+        while True:
+            yield from self.data.training_batches(size, self.generator, device=self.device)
+
+    def _step(self, images: Tensor, labels: Tensor, phase: str) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate(self.progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.net(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.plan.label_smoothing)
+        loss.backward()
+        if phase != "largest":
+            teacher = logits.detach().softmax(1)
+            for subnet in self._sandwich(phase):
+                F.cross_entropy(self.net(images, subnet), teacher).backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        self.optimizer.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InvalidArgumentError(
+                f"learning_rate={self.plan.learning_rate}: training diverged at step {self.step}; "
+                "use a lower one"
+            )
+        return value
+
+    def _sandwich(self, phase: str) -> list[Subnet]:
+        """The smallest network of a phase and random ones, choices not yet open at the largest."""
+        space = self.net.space
+        rows = np.concatenate(
+            [
+                space.extreme(largest=False),
+                space.sample(self.plan.random_subnets, self.rng),
+            ]
+        )
+        largest = space.extreme(largest=True)[0]
+        for column, decision in enumerate(space.decisions):
+            if decision.role not in _ELASTIC[phase]:
+                rows[:, column] = largest[column]
+        return [space.decode(row) for row in space.canonical(rows)]
+
+    def _sort_channels(self) -> None:
+        """Orders expanded channels by importance, and the momentum with them."""
+        for block in self.net.elastic_blocks():
+            order = block.sort_channels()
+            rows = (
+                block.expand.weight, block.expand_norm.weight, block.expand_norm.bias,
+                block.depthwise.weight, block.depthwise_norm.weight, block.depthwise_norm.bias,
+            )  # fmt: skip
+            for parameter in rows:
+                self._reorder_momentum(parameter, lambda m, o=order: m[o])  # type: ignore[misc]
+            self._reorder_momentum(block.project.weight, lambda m, o=order: m[:, o])  # type: ignore[misc]
+        self.sorted = True
+
+    def _reorder_momentum(self, parameter: Tensor, reorder: Callable[[Tensor], Tensor]) -> None:
+        buffer = self.optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            buffer.copy_(reorder(buffer.clone()))
+
+    def _save(self) -> None:
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        tensors["generator"] = self.generator.get_state()
+        about = {
+            "kind": "training",
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sorted": self.sorted,
+            "rng": self.rng.bit_generator.state,
+        }
+        write_checkpoint(self.file, tensors, about)
+
+    def resume(self) -> None:
+        if not self.file.exists():
+            return
+        tensors, about = read_checkpoint(self.file)
+        if about.get("fingerprint") != self.fingerprint:
+            raise CheckpointError(
+                f"{self.file} is of another run (space, data, seed or plan differ); "
+                "choose another folder, or remove it to start again"
+            )
+        state = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
+        self.net.load_state_dict(state)
+        for name, parameter in self.net.named_parameters():
+            if f"momentum.{name}" in tensors:
+                buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.generator.set_state(tensors["generator"])
+        self.rng.bit_generator.state = about["rng"]
+        self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
