@@ -213,6 +213,20 @@ class SubnetModule(nn.Module):
         self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
         self.to(memory_format=torch.channels_last)
 
+    def layer_slots(self) -> list[tuple[nn.Module, str, bool]]:
+        """Where each layer of `Subnet.layers()` sits, in that order.
+
+        Returns:
+            (parent module, attribute, whether the layer's input can be negative). Inputs that come
+            straight out of a ReLU, or a mean of one, cannot.
+        """
+        slots: list[tuple[nn.Module, str, bool]] = [
+            (self, "stem", True), (self.first, "depthwise", False), (self.first, "project", False),
+        ]  # fmt: skip
+        for block in self.blocks.values():
+            slots += [(block, "expand", True), (block, "depthwise", False), (block, "project", False)]
+        return [*slots, (self, "last", True), (self, "classifier", False)]
+
     def searched_blocks(self) -> list[InvertedResidual]:
         """The inverted residual blocks in order."""
         return [block for block in self.blocks.values() if isinstance(block, InvertedResidual)]

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apq_optuna._files import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
-from apq_optuna.space import SearchSpace, Subnet
-from apq_optuna.supernet.checkpoint import read_checkpoint, write_checkpoint
+from apq_optuna.space import Subnet
 from apq_optuna.supernet.network import OnceForAllNet
 
 PHASES = ("largest", "kernel", "depth", "channels")

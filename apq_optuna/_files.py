@@ -1,0 +1,73 @@
+"""Files this package writes: whole or not at all; safetensors for numbers, JSON beside them.
+
+Nothing is unpickled. A sidecar says which schema and which file (by sha256) it belongs to, so that a
+wrong or damaged checkpoint is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from apq_optuna.errors import CheckpointError
+
+SCHEMA = 1
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Writes `path` (safetensors) and `path.json`, each whole or not at all.
+
+    The tensors go first: a stop in between leaves a sidecar whose sha256 does not match, which
+    is refused, never a silent mixture.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    sidecar = {"schema": SCHEMA, "sha256": hashlib.sha256(packed).hexdigest(), **about}
+    replace_file(path, packed)
+    replace_file(path.with_suffix(".json"), json.dumps(sidecar, indent=1).encode())
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: Missing, truncated, a pickle, or a sidecar of another file or schema.
+    """
+    sidecar = path.with_suffix(".json")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    packed = path.read_bytes()
+    if packed[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save); only safetensors are read, nothing is unpickled"
+        )
+    if not sidecar.is_file():
+        raise CheckpointError(f"{path} has no sidecar {sidecar.name}")
+    try:
+        about = json.loads(sidecar.read_text())
+        tensors = load(packed)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{sidecar} is not JSON: {error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or not safetensors: {error}") from error
+    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+        raise CheckpointError(f"{sidecar} is not of schema {SCHEMA}")
+    if about.get("sha256") != hashlib.sha256(packed).hexdigest():
+        raise CheckpointError(f"{path} is damaged: its sha256 differs from the one in {sidecar}")
+    return tensors, about
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

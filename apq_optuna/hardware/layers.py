@@ -1,0 +1,122 @@
+"""`layers_of`: the convolutions and linear layers of any torch model, with the shapes they really see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from apq_optuna.errors import UnsupportedLayerError
+from apq_optuna.space import ConvLayer
+from apq_optuna.space.subnet import Size
+
+# Operators that compute products of matrices or slide kernels: priced below, or refused by name.
+_COMPUTES = (
+    "conv", "mm", "matmul", "linear", "attention", "einsum", "dot", "mv", "lstm", "gru", "rnn",
+    "bilinear", "embedding", "fft", "cdist", "baddbmm",
+)  # fmt: skip
+_FREE = (
+    "upsample_bilinear", "convert_element_type", "native_dropout",
+)  # fmt: skip
+
+
+def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
+    """Runs one image through a model and lists what computes, in execution order.
+
+    Args:
+        module: Any torch model that takes one batch of images.
+        input_shape: (channels, height, width) of an image.
+
+    Returns:
+        The layers with their true shapes. Activations, norms, pooling, elementwise arithmetic and
+        concatenations cost nothing and are left out.
+
+    Raises:
+        UnsupportedLayerError: An operator computes but is not a 2-d convolution or a linear layer.
+    """
+    if len(input_shape) != 3:
+        raise UnsupportedLayerError(f"input_shape={tuple(input_shape)}: give (C, H, W)")
+    training = module.training
+    parameter = next(module.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    recorder = _Recorder()
+    try:
+        module.eval()
+        with torch.no_grad(), recorder:
+            module(image)
+    finally:
+        module.train(training)
+    return recorder.layers
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every ATen operator with its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[ConvLayer] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            self.layers.append(_convolution(*args[:9]))
+        elif name in ("addmm", "mm"):
+            x, weight = (args[1], args[2]) if name == "addmm" else (args[0], args[1])
+            self.layers.append(_linear(name, x, weight))
+        elif any(word in name for word in _COMPUTES) and not name.startswith(_FREE):
+            shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+            raise UnsupportedLayerError(
+                f"operator aten::{name} on {shapes} computes but is neither a 2-d convolution nor a "
+                "linear layer, so it has no price"
+            )
+        return result
+
+
+def _convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+) -> ConvLayer:  # fmt: skip
+    if transposed or x.ndim != 4:
+        kind = "transposed" if transposed else f"{x.ndim - 2}-d"
+        raise UnsupportedLayerError(
+            f"operator aten::convolution ({kind}, weight {tuple(weight.shape)}) has no price"
+        )
+    return ConvLayer(
+        in_channels=x.shape[1],
+        out_channels=weight.shape[0],
+        input_size=_square(x.shape[2:]),
+        kernel_size=_square(weight.shape[2:]),
+        stride=_square(stride),
+        padding=_square(padding),
+        groups=groups,
+        dilation=_square(dilation),
+    )
+
+
+def _linear(name: str, x: Tensor, weight: Tensor) -> ConvLayer:
+    """A product with weights `(in, out)`; several rows are as many pixels."""
+    if weight._base is None and not isinstance(weight, nn.Parameter):
+        raise UnsupportedLayerError(
+            f"operator aten::{name} multiplies two activations, {tuple(x.shape)} by "
+            f"{tuple(weight.shape)}; it has no price"
+        )
+    rows = x.shape[0]
+    size: Size = 1 if rows == 1 else (rows, 1)
+    return ConvLayer(weight.shape[0], weight.shape[1], size, 1, 1, 0, 1, linear=True)
+
+
+def _square(values: Sequence[int]) -> Size:
+    first, *rest = (int(v) for v in values)
+    if not rest or rest[0] == first:
+        return first
+    return (first, rest[0])

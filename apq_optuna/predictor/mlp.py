@@ -1,0 +1,331 @@
+"""The accuracy predictor: an ensemble of small MLPs, trained as one batched model.
+
+Notation:
+    E   members; every weight has E as its first axis
+    F   features, A of them describing the architecture and the rest the quantization
+    H   hidden units (400), in three layers
+    n   rows
+    u   targets in standard units, (y - centre) / unit
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna.errors import CheckpointError, InvalidArgumentError
+
+Floats = NDArray[np.floating]
+
+_PRIOR_ROWS = 3.0
+"""How many held-out residuals the prior spread is worth."""
+
+_PRIOR_SPREAD = 0.5
+"""Prior standard deviation of a prediction, in standard units of the targets."""
+
+
+class AccuracyPredictor:
+    """Mean and spread of a network's accuracy from its features (Wang et al., CVPR 2020, section 3.2).
+
+    Args:
+        num_features: F.
+        architecture_features: A, the leading columns; by default all of them.
+        members: E.
+        hidden: H.
+        bag: Share of the rows that each member is trained on; the others calibrate its spread.
+        seed: Of initial weights, bags and batches.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        architecture_features: int | None = None,
+        *,
+        members: int = 5,
+        hidden: int = 400,
+        bag: float = 0.8,
+        seed: int = 0,
+    ) -> None:
+        if num_features < 1 or members < 1:
+            raise InvalidArgumentError(
+                f"num_features={num_features}, members={members}: both must be positive"
+            )
+        self.num_features = num_features
+        self.architecture_features = (
+            num_features if architecture_features is None else architecture_features
+        )
+        self.members, self.hidden, self.bag = members, hidden, bag
+        self.generator = torch.Generator().manual_seed(seed)
+        sizes = (num_features, hidden, hidden, hidden, 1)
+        self.weights: list[Tensor] = []
+        self.biases: list[Tensor] = []
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+            gain = (2.0 / inputs) ** 0.5 if outputs > 1 else 0.1 / inputs**0.5
+            if inputs == num_features:  # about one column in six of a one-hot row is set
+                gain = (2.0 / max(1.0, num_features / 6)) ** 0.5
+            weight = torch.randn(members, inputs, outputs, generator=self.generator) * gain
+            self.weights.append(weight)
+            self.biases.append(torch.zeros(members, 1, outputs))
+        self.centre, self.unit = 0.0, 1.0
+        self.spread_gain = 1.0
+        self.spread_floor = _PRIOR_SPREAD**2
+
+    # ------------------------------------------------------------------ prediction
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """`(E, n, F)` or `(n, F)` to `(E, n)` in standard units."""
+        x = x.expand(self.members, *x.shape[-2:]) if x.ndim == 2 else x
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = torch.baddbmm(bias, x, weight).relu()
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1])[..., 0]
+
+    @torch.no_grad()
+    def member_predictions(self, features: Floats) -> NDArray[np.float64]:
+        """Every member's prediction, `(E, n)`."""
+        x = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+        if x.ndim != 2 or x.shape[1] != self.num_features:
+            raise InvalidArgumentError(
+                f"features have shape {tuple(x.shape)}; expected (n, {self.num_features})"
+            )
+        return self._forward(x).double().numpy() * self.unit + self.centre
+
+    def predict(self, features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each row, both `(n,)`.
+
+        The spread is the members' disagreement, scaled and floored so that it matches what held-out
+        residuals showed: a linear combination of variances.
+        """
+        each = self.member_predictions(features)
+        variance = each.var(axis=0) * self.spread_gain + self.spread_floor * self.unit**2
+        return each.mean(axis=0), np.sqrt(variance)
+
+    # ------------------------------------------------------------------ training
+
+    def fit(
+        self,
+        features: Floats,
+        targets: Floats,
+        *,
+        epochs: int = 60,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+    ) -> AccuracyPredictor:
+        """Trains on rows from the weights as they are.
+
+        The targets' mean becomes the output's offset, so an untrained predictor predicts it.
+
+        Args:
+            features: `(n, F)`.
+            targets: `(n,)`, finite.
+            epochs, batch_size, learning_rate, weight_decay: For Adam with a cosine to zero.
+
+        Returns:
+            The predictor itself.
+        """
+        x, y = _checked(features, targets, self.num_features)
+        self.centre = float(y.mean())
+        self.unit = max(float(y.std()), 1e-4)
+        steps = epochs * max(1, -(-len(y) // batch_size))
+        mask = self._bags(len(y))
+        self._train(x, y, mask, steps, batch_size, learning_rate, weight_decay, torch.ones(len(y)))
+        self._calibrate(x, y, mask)
+        return self
+
+    def update(
+        self,
+        features: Floats,
+        targets: Floats,
+        *,
+        replay: tuple[Floats, Floats] | None = None,
+        steps: int = 100,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        replay_weight: float = 0.5,
+    ) -> AccuracyPredictor:
+        """Finetunes on rows while replaying others, so that those are not forgotten.
+
+        Args:
+            features, targets: `(n, F)` and `(n,)`: what is new and what spread is calibrated on.
+            replay: Rows learned before; as many are drawn each step as there are new ones.
+            steps, batch_size, learning_rate, weight_decay: For Adam with a cosine to zero.
+            replay_weight: Weight of a replayed row in the loss.
+
+        Returns:
+            The predictor itself.
+        """
+        x, y = _checked(features, targets, self.num_features)
+        mask = self._bags(len(y))
+        weight = torch.ones(len(y))
+        if replay is not None and len(replay[1]):
+            old_x, old_y = _checked(*replay, self.num_features)
+            count = min(len(old_y), max(32, len(y)))
+            chosen = torch.randperm(len(old_y), generator=self.generator)[:count]
+            every_x, every_y = torch.cat([x, old_x[chosen]]), torch.cat([y, old_y[chosen]])
+            every_mask = torch.cat([mask, torch.ones(self.members, count)], 1)
+            weight = torch.cat([weight, torch.full((count,), replay_weight)])
+        else:
+            every_x, every_y, every_mask = x, y, mask
+        self._train(
+            every_x, every_y, every_mask, steps, batch_size, learning_rate, weight_decay, weight
+        )
+        self._calibrate(x, y, mask)
+        return self
+
+    def _bags(self, n: int) -> Tensor:
+        """Which rows each member is trained on, `(E, n)`; every member keeps at least one."""
+        mask = (torch.rand(self.members, n, generator=self.generator) < self.bag).float()
+        mask[mask.sum(1) == 0] = 1.0
+        return mask
+
+    def _train(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        weight_decay: float,
+        row_weight: Tensor,
+    ) -> None:
+        u = (y - self.centre) / self.unit
+        parameters = [*self.weights, *self.biases]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        n = len(u)
+        order = torch.empty(0, dtype=torch.int64)
+        for step in range(steps):
+            if len(order) < min(batch_size, n):
+                order = torch.cat([order, torch.randperm(n, generator=self.generator)])
+            chosen, order = order[: min(batch_size, n)], order[min(batch_size, n) :]
+            rate = learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
+            optimizer.param_groups[0]["lr"] = rate
+            error = self._forward(x[chosen]) - u[chosen]
+            # Huber: a handful of collapsed networks must not outweigh all others
+            loss = torch.where(error.abs() < 2, error.square(), 4 * error.abs() - 4)
+            share = mask[:, chosen] * row_weight[chosen]
+            total = (loss * share).sum(1) / share.sum(1).clamp_min(1e-6)
+            optimizer.zero_grad(set_to_none=True)
+            total.sum().backward()
+            optimizer.step()
+            with torch.no_grad():  # decoupled decay, weights only
+                for weight in self.weights:
+                    weight.mul_(1 - rate * weight_decay * 10)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def _calibrate(self, x: Tensor, y: Tensor, mask: Tensor) -> None:
+        """Sets gain and floor of the spread from the residuals of rows a member never saw."""
+        u = (y - self.centre) / self.unit
+        each = self._forward(x)
+        unseen = 1 - mask
+        count = unseen.sum(0)
+        held = count > 0
+        if not bool(held.any()):
+            self.spread_gain, self.spread_floor = 1.0, _PRIOR_SPREAD**2
+            return
+        mean = (each * unseen).sum(0)[held] / count[held]
+        squared = float((mean - u[held]).square().clamp_max(9.0).sum())
+        rows = float(held.sum())
+        residual = (squared + _PRIOR_ROWS * _PRIOR_SPREAD**2) / (rows + _PRIOR_ROWS)
+        disagreement = float(each.var(0, correction=0).mean())
+        self.spread_gain = min(1.0, residual / max(disagreement, 1e-12))
+        self.spread_floor = max(residual - disagreement * self.spread_gain, 0.05 * residual)
+
+    def copy(self) -> AccuracyPredictor:
+        """A predictor with the same weights that is trained on its own."""
+        return self.from_bytes(self.to_bytes())
+
+    # ------------------------------------------------------------------ files
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"weight{i}": w.detach() for i, w in enumerate(self.weights)}
+        tensors |= {f"bias{i}": b.detach() for i, b in enumerate(self.biases)}
+        return tensors
+
+    def _about(self) -> dict[str, object]:
+        names = ("num_features", "architecture_features", "members", "hidden", "bag", "centre",
+                 "unit", "spread_gain", "spread_floor")  # fmt: skip
+        return {"kind": "predictor", **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def _rebuild(
+        cls, tensors: Mapping[str, Tensor], about: Mapping[str, object], origin: str
+    ) -> AccuracyPredictor:
+        try:
+            predictor = cls(
+                int(about["num_features"]),  # type: ignore[call-overload]
+                int(about["architecture_features"]),  # type: ignore[call-overload]
+                members=int(about["members"]),  # type: ignore[call-overload]
+                hidden=int(about["hidden"]),  # type: ignore[call-overload]
+                bag=float(about["bag"]),  # type: ignore[arg-type]
+            )
+            for name in ("centre", "unit", "spread_gain", "spread_floor"):
+                setattr(predictor, name, float(about[name]))  # type: ignore[arg-type]
+            for i in range(4):
+                predictor.weights[i].copy_(tensors[f"weight{i}"])
+                predictor.biases[i].copy_(tensors[f"bias{i}"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{origin} is not an accuracy predictor: {error}") from error
+        return predictor
+
+    def to_bytes(self) -> bytes:
+        """The predictor as safetensors bytes, its settings in the metadata."""
+        packed: bytes = save(self._tensors(), metadata={"about": json.dumps(self._about())})
+        return packed
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> AccuracyPredictor:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            CheckpointError: Not such bytes.
+        """
+        try:
+            tensors = load(packed)
+            length = int.from_bytes(packed[:8], "little")
+            about = json.loads(json.loads(packed[8 : 8 + length])["__metadata__"]["about"])
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"not an accuracy predictor: {error}") from error
+        return cls._rebuild(tensors, about, "the packed predictor")
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `path` (safetensors) with a JSON sidecar."""
+        write_checkpoint(Path(path), self._tensors(), self._about())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AccuracyPredictor:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: Missing, damaged, a pickle, or not a predictor.
+        """
+        tensors, about = read_checkpoint(Path(path))
+        return cls._rebuild(tensors, about, str(path))
+
+
+def _checked(features: Floats, targets: Floats, width: int) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+    y = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
+    if x.ndim != 2 or x.shape[1] != width or y.shape != (len(x),) or not len(y):
+        raise InvalidArgumentError(
+            f"features {tuple(x.shape)} and targets {tuple(y.shape)}: expected (n, {width}) and (n,) "
+            "with n > 0"
+        )
+    if not bool(torch.isfinite(y).all()):
+        raise InvalidArgumentError("targets hold NaN or infinite values; leave those rows out")
+    return x, y

@@ -1,0 +1,27 @@
+"""Mixed-precision quantization of extracted subnets, and their finetuning."""
+
+from apq_optuna.quantization.finetune import (
+    DivergedError,
+    FinetuneOptions,
+    finetune_quantized,
+    fp32_network,
+    quantized_network,
+)
+from apq_optuna.quantization.network import calibrate, load_network, quantize_network, save_network
+from apq_optuna.quantization.quantizers import calibrated_scale, code_range, fake_quantize, quantize
+
+__all__ = [
+    "DivergedError",
+    "FinetuneOptions",
+    "calibrate",
+    "calibrated_scale",
+    "code_range",
+    "fake_quantize",
+    "finetune_quantized",
+    "fp32_network",
+    "load_network",
+    "quantize",
+    "quantize_network",
+    "quantized_network",
+    "save_network",
+]

@@ -1,0 +1,206 @@
+"""The quantized subnet: BatchNorm folded, every layer at its own weight and activation bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna.errors import CheckpointError, SpaceError
+from apq_optuna.quantization.quantizers import calibrated_scale, code_range, fake_quantize
+from apq_optuna.space import FLOAT_BITS, Block, PlacedLayer, SearchSpace, Subnet
+from apq_optuna.supernet.network import ConvNorm, SubnetModule
+
+CALIBRATION_VALUES = 1 << 16
+"""Activations looked at when a step size is started."""
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with folded BatchNorm and learned step sizes.
+
+    Args:
+        weight: `(out, in / groups, kh, kw)`, or `(out, in)` for a linear layer.
+        bias: `(out,)`; stays in high precision, as in integer runtimes.
+        placed: Bit-widths; 32 leaves that operand in floating point.
+        signed: Whether the layer's input can be negative.
+        relu: Whether a ReLU follows.
+        stride, padding, groups: Of a convolution.
+
+    Attributes:
+        weight_scale: `(out, 1, ...)`, one step per output channel.
+        activation_scale: `()`, one step for the input tensor; started by the first batch seen while
+            `calibrating`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        placed: PlacedLayer,
+        *,
+        signed: bool,
+        relu: bool,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = nn.Parameter(bias.detach().clone())
+        self.name, self.w_bits, self.a_bits = placed.name, placed.w_bits, placed.a_bits
+        self.signed, self.relu = signed, relu
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.weight_codes = code_range(min(self.w_bits, 16), signed=True)
+        self.activation_codes = code_range(min(self.a_bits, 16), signed=signed)
+        if self.w_bits != FLOAT_BITS:
+            scale = calibrated_scale(self.weight, *self.weight_codes, per_channel=True)
+            self.weight_scale = nn.Parameter(scale)
+        if self.a_bits != FLOAT_BITS:
+            self.activation_scale = nn.Parameter(torch.ones((), device=weight.device))
+        self.calibrating = False
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, W{self.w_bits}A{self.a_bits}, weight={tuple(self.weight.shape)}"
+
+    def quantized_weight(self) -> Tensor:
+        """The weights as the device sees them."""
+        if self.w_bits == FLOAT_BITS:
+            return self.weight
+        return fake_quantize(self.weight, self.weight_scale, *self.weight_codes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.a_bits != FLOAT_BITS:
+            if self.calibrating:
+                step = max(1, x.numel() // CALIBRATION_VALUES)
+                sample = x.detach().reshape(-1)[::step]
+                self.activation_scale.data = calibrated_scale(sample, *self.activation_codes)
+            x = fake_quantize(x, self.activation_scale, *self.activation_codes)
+        weight = self.quantized_weight()
+        if weight.ndim == 2:
+            y = F.linear(x, weight, self.bias)
+        else:
+            y = F.conv2d(x, weight, self.bias, self.stride, self.padding, 1, self.groups)
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+def fold(layer: ConvNorm) -> tuple[Tensor, Tensor]:
+    """Weights and bias of a convolution with its BatchNorm folded in."""
+    norm = layer.norm
+    assert norm.running_var is not None and norm.running_mean is not None
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    weight = layer.conv.weight * gain.view(-1, 1, 1, 1)
+    return weight.detach(), (norm.bias - norm.running_mean * gain).detach()
+
+
+def quantize_network(module: SubnetModule, subnet: Subnet) -> SubnetModule:
+    """A copy of an extracted subnet with BatchNorm folded and `subnet`'s bit-widths.
+
+    Activation step sizes are unset until `calibrate` has seen images.
+
+    Raises:
+        SpaceError: The module is of another architecture than `subnet`.
+    """
+    result = copy.deepcopy(module)
+    slots, layers = result.layer_slots(), list(subnet.layers())
+    if len(slots) != len(layers):
+        raise SpaceError("the network to quantize has another architecture than the subnet")
+    for (parent, attribute, signed), placed in zip(slots, layers, strict=True):
+        original = getattr(parent, attribute)
+        if isinstance(original, ConvNorm):
+            weight, bias = fold(original)
+            convolution = original.conv
+            layer = QuantizedLayer(
+                weight, bias, placed, signed=signed, relu=original.relu,
+                stride=convolution.stride[0], padding=int(convolution.padding[0]),
+                groups=convolution.groups,
+            )  # fmt: skip
+        else:
+            weight, bias = original.weight, original.bias
+            layer = QuantizedLayer(weight, bias, placed, signed=signed, relu=False)
+        setattr(parent, attribute, layer)
+    result.description = subnet
+    return result.to(memory_format=torch.channels_last)
+
+
+def quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
+    """The quantized layers of a network, in order."""
+    return [layer for layer in module.modules() if isinstance(layer, QuantizedLayer)]
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, images: Tensor) -> None:
+    """Starts every activation step size from one batch, layer after layer.
+
+    Each layer sees the outputs of the quantized layers before it, as it will later.
+    """
+    layers = quantized_layers(module)
+    for layer in layers:
+        layer.calibrating = True
+    try:
+        module(images)
+    finally:
+        for layer in layers:
+            layer.calibrating = False
+
+
+# ---------------------------------------------------------------------- files
+
+
+def save_network(
+    module: SubnetModule, path: str | Path, about: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes a quantized network as `network.safetensors` with a JSON sidecar.
+
+    Args:
+        module: From `quantize_network`.
+        path: A folder; made if missing.
+        about: Whatever should travel with it in JSON types: costs, accuracies, class names.
+    """
+    target = Path(path) / "network.safetensors"
+    subnet = module.description
+    space = SearchSpace.from_network(subnet.spec)
+    description = {
+        "kind": "network",
+        "space": space.to_dict(),
+        "blocks": [asdict(block) for block in subnet.blocks],
+        "layers": [
+            {"name": p.name, "w_bits": p.w_bits, "a_bits": p.a_bits} for p in subnet.layers()
+        ],
+    }
+    write_checkpoint(target, module.state_dict(), description | dict(about or {}))
+    return target
+
+
+def load_network(path: str | Path) -> SubnetModule:
+    """Reads a finished network; it classifies exactly as when it was saved.
+
+    Args:
+        path: The folder that `finetune` wrote.
+
+    Returns:
+        A module from normalised `(B, C, H, W)` images to logits, in evaluation mode. Its `about`
+        attribute is the sidecar: class names, normalisation, costs, accuracies.
+
+    Raises:
+        CheckpointError: Missing, damaged, a pickle, or not a finished network.
+    """
+    tensors, about = read_checkpoint(Path(path) / "network.safetensors")
+    if about.get("kind") != "network":
+        raise CheckpointError(f"{path} holds a {about.get('kind')!r}, not a finished network")
+    try:
+        spec = SearchSpace.from_dict(about["space"]).network
+        assert spec is not None
+        subnet = Subnet(spec, tuple(Block(**block) for block in about["blocks"]))
+        module = quantize_network(SubnetModule(subnet).eval(), subnet)
+        module.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError, SpaceError) as error:
+        raise CheckpointError(f"{path}: tensors and description do not fit: {error}") from error
+    module.about = about
+    return module.eval()

@@ -1,0 +1,17 @@
+"""Search: Pareto fronts, expected hypervolume improvement, the evolutionary engine."""
+
+from apq_optuna.search.ehvi import KnownCostEHVI, SampledEHVI, expected_excess
+from apq_optuna.search.evolution import EvolutionOptions, EvolutionResult, budgeted_score, evolve
+from apq_optuna.search.pareto import hypervolume, nondominated
+
+__all__ = [
+    "EvolutionOptions",
+    "EvolutionResult",
+    "KnownCostEHVI",
+    "SampledEHVI",
+    "budgeted_score",
+    "evolve",
+    "expected_excess",
+    "hypervolume",
+    "nondominated",
+]

@@ -1,0 +1,62 @@
+"""Pareto fronts and hypervolume. Everything is minimised here; callers flip what they maximise.
+
+Notation:
+    values      `(n, m)`, finite
+    reference   `(m,)`; only points below it in every objective have volume
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def nondominated(values: Floats) -> NDArray[np.bool_]:
+    """Which rows no other row dominates, `(n,) bool`; of equal rows the first is kept."""
+    n = len(values)
+    keep = np.zeros(n, bool)
+    order = np.lexsort(values.T[::-1])
+    ordered = values[order]
+    front = np.empty_like(ordered)
+    size = 0
+    # in lexicographic order a row can only be dominated by an earlier one
+    for row, index in zip(ordered, order, strict=True):
+        if size == 0 or not (front[:size] <= row).all(axis=1).any():
+            front[size] = row
+            size += 1
+            keep[index] = True
+    return keep
+
+
+def hypervolume(values: Floats, reference: Floats) -> float:
+    """Volume between the front and the reference point.
+
+    Exact for any number of objectives: sweeps one objective and sums slices of the others.
+    """
+    values = np.asarray(values, float)
+    reference = np.asarray(reference, float)
+    values = values[(values < reference).all(axis=1)]
+    if not len(values):
+        return 0.0
+    return _volume(values[nondominated(values)], reference)
+
+
+def _volume(front: Floats, reference: Floats) -> float:
+    if front.shape[1] == 1:
+        return float(reference[0] - front.min())
+    order = np.argsort(front[:, -1], kind="stable")
+    front = front[order]
+    if front.shape[1] == 2:
+        width = np.minimum.accumulate(front[:, 0])
+        heights = np.append(front[1:, 1], reference[1]) - front[:, 1]
+        return float(((reference[0] - width) * heights).sum())
+    total = 0.0
+    edges = np.append(front[:, -1], reference[-1])
+    for k in range(len(front)):
+        depth = edges[k + 1] - edges[k]
+        if depth > 0:
+            below = front[: k + 1, :-1]
+            total += depth * _volume(below[nondominated(below)], reference[:-1])
+    return total
