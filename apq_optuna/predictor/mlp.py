@@ -134,7 +134,7 @@ class AccuracyPredictor:
         """
         x, y = _checked(features, targets, self.num_features)
         self.centre = float(y.mean())
-        self.unit = max(float(y.std()), 1e-4)
+        self.unit = _unit(y)
         steps = epochs * max(1, -(-len(y) // batch_size))
         mask = self._bags(len(y))
         self._train(x, y, mask, steps, batch_size, learning_rate, weight_decay, torch.ones(len(y)))
@@ -166,6 +166,8 @@ class AccuracyPredictor:
         """
         x, y = _checked(features, targets, self.num_features)
         mask = self._bags(len(y))
+        if len(y) >= 4:
+            self._rescale(max(_unit(y), self.unit))
         weight = torch.ones(len(y))
         if replay is not None and len(replay[1]):
             old_x, old_y = _checked(*replay, self.num_features)
@@ -181,6 +183,18 @@ class AccuracyPredictor:
         )
         self._calibrate(x, y, mask)
         return self
+
+    def _rescale(self, unit: float) -> None:
+        """Changes the standard unit of the output without changing what is predicted.
+
+        Quantized accuracies spread far wider than fp32 ones; in the old unit their errors would be
+        dozens of units, and the spread could not follow.
+        """
+        ratio = self.unit / unit
+        self.weights[-1] *= ratio
+        self.biases[-1] *= ratio
+        self.spread_floor *= ratio**2
+        self.unit = unit
 
     def _bags(self, n: int) -> Tensor:
         """Which rows each member is trained on, `(E, n)`; every member keeps at least one."""
@@ -316,6 +330,13 @@ class AccuracyPredictor:
         """
         tensors, about = read_checkpoint(Path(path))
         return cls._rebuild(tensors, about, str(path))
+
+
+def _unit(y: Tensor) -> float:
+    """Standard unit of targets: a robust spread, so that a few collapsed networks do not set it."""
+    std = float(y.std(correction=0))
+    deviation = 1.4826 * float((y - y.median()).abs().median())
+    return max(min(max(deviation, std / 4), std), 1e-4)
 
 
 def _checked(features: Floats, targets: Floats, width: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,145 @@
+"""Collects fp32 pairs: subnets of a trained supernet, evaluated without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+
+from apq_optuna.data import ImageData
+from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.pairs import PairStore
+from apq_optuna.quantization import fp32_network
+from apq_optuna.space.space import Genotypes
+from apq_optuna.supernet import OnceForAllNet, accuracy
+from apq_optuna.supernet.training import check_data
+
+WRITE_SECONDS = 5.0
+
+
+def collect_pairs(
+    supernet: OnceForAllNet,
+    data: ImageData,
+    store: PairStore,
+    n: int,
+    *,
+    seed: int = 0,
+    images: int | None = None,
+    calibration_images: int = 512,
+    workers: int = 1,
+    report: Callable[[int, float], None] | None = None,
+) -> int:
+    """Evaluates the largest, the smallest and random subnets until the store has the `n` of a seed.
+
+    The sequence depends on the seed alone and pairs are written every few seconds, so a stopped run
+    goes on where it was, and a longer one extends a shorter one.
+
+    Args:
+        supernet: Trained; evaluated on the device it is on.
+        data: Accuracy is measured on its search-validation split.
+        store: Where pairs go.
+        n: Architectures.
+        seed: Of the sequence.
+        images: Most search-validation images to use; all by default.
+        calibration_images: Training images for BatchNorm statistics.
+        workers: Processes, one thread each; 1 stays in this process with all threads.
+        report: Called after each new pair with the number done and its accuracy.
+
+    Returns:
+        How many pairs were new.
+
+    Raises:
+        InvalidArgumentError: Counts that make no sense.
+        DataError: The images are not the supernet's.
+    """
+    if n < 1 or workers < 1:
+        raise InvalidArgumentError(f"n={n}, workers={workers}: both must be at least 1")
+    check_data(supernet, data)
+    wanted = architectures(supernet, n, seed)
+    todo = wanted[store.missing(wanted)]
+    report = report or (lambda done, value: None)
+    settings = (images, calibration_images, seed)
+    buffer: list[tuple[np.ndarray, float]] = []
+    written = time.perf_counter()
+    try:
+        for done, (row, value) in enumerate(_measure(supernet, data, todo, settings, workers), 1):
+            buffer.append((row, value))
+            report(done, value)
+            if time.perf_counter() - written > WRITE_SECONDS:
+                _write(store, buffer)
+                written = time.perf_counter()
+    finally:  # also when stopped by Ctrl-C
+        _write(store, buffer)
+    return len(todo)
+
+
+def architectures(supernet: OnceForAllNet, n: int, seed: int) -> Genotypes:
+    """The first `n` distinct architectures of a seed: the largest, the smallest, then random ones.
+
+    Fewer where the space has fewer.
+    """
+    space = supernet.space
+    rng = np.random.default_rng(seed)
+    bits = np.array([decision.quantization for decision in space.decisions])
+    extremes = [space.extreme(largest=True), space.extreme(largest=False)]
+    # one fixed block size, so that a longer list begins with the shorter one
+    rows = np.concatenate([*extremes, *(space.sample(1024, rng) for _ in range(-(-n // 1024) + 1))])
+    rows[:, bits] = 0
+    rows = space.canonical(rows)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    return rows[np.sort(first)[:n]]
+
+
+def _write(store: PairStore, buffer: list[tuple[np.ndarray, float]]) -> None:
+    if buffer:
+        store.add(np.stack([row for row, _ in buffer]), np.array([value for _, value in buffer]))
+        buffer.clear()
+
+
+def _evaluate(
+    supernet: OnceForAllNet,
+    data: ImageData,
+    row: Genotypes,
+    settings: tuple[int | None, int, int],
+) -> float:
+    images, calibration_images, seed = settings
+    subnet = supernet.space.decode(row)
+    module = fp32_network(supernet, subnet, data, calibration_images, seed)
+    return accuracy(module, data, limit=images)
+
+
+def _measure(
+    supernet: OnceForAllNet,
+    data: ImageData,
+    rows: Genotypes,
+    settings: tuple[int | None, int, int],
+    workers: int,
+) -> Iterator[tuple[np.ndarray, float]]:
+    if workers == 1 or len(rows) < 2:
+        for row in rows:
+            yield row, _evaluate(supernet, data, row, settings)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    arguments = (supernet, data, settings)
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        accuracies: Iterable[float] = pool.map(_work, rows, chunksize=4)
+        yield from zip(rows, accuracies, strict=True)
+
+
+_state: tuple[OnceForAllNet, ImageData, tuple[int | None, int, int]] | None = None
+
+
+def _start_worker(
+    supernet: OnceForAllNet, data: ImageData, settings: tuple[int | None, int, int]
+) -> None:
+    global _state
+    torch.set_num_threads(1)
+    _state = supernet, data, settings
+
+
+def _work(row: Genotypes) -> float:
+    assert _state is not None
+    return _evaluate(_state[0], _state[1], row, _state[2])

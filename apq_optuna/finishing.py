@@ -1,0 +1,99 @@
+"""The last step: a chosen trial finetuned fully, tested once, and saved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from apq_optuna.data import ImageData
+from apq_optuna.hardware import CostTable
+from apq_optuna.objective import genotype_seed
+from apq_optuna.quantization import (
+    FinetuneOptions,
+    finetune_quantized,
+    fp32_network,
+    quantized_network,
+    save_network,
+)
+from apq_optuna.space import Subnet
+from apq_optuna.supernet import OnceForAllNet, SubnetModule, accuracy
+from apq_optuna.supernet.training import check_data, resolve_device
+
+FULL_FINETUNE = FinetuneOptions(batch_size=128, learning_rate=1.5e-3, distillation=0.5)
+
+
+def finish(
+    supernet: OnceForAllNet,
+    data: ImageData,
+    subnet: Subnet,
+    path: str | Path,
+    *,
+    epochs: float = 10.0,
+    options: FinetuneOptions | None = None,
+    costs: CostTable | None = None,
+    device: str = "auto",
+    about: dict[str, Any] | None = None,
+    report: Callable[[int, int, float], None] | None = None,
+) -> tuple[SubnetModule, dict[str, Any]]:
+    """Finetunes a subnet fully, measures it once on the test split, and saves it.
+
+    Args:
+        supernet: Where its weights start from.
+        data: The images the supernet was trained on.
+        subnet: Architecture and bit-widths, from a trial of the front.
+        path: Folder for `network.safetensors` and `network.json`; `load_network` reads it.
+        epochs: Passes over the training images.
+        options: Everything but the number of steps.
+        costs: Table whose costs travel with the network.
+        device: `auto`, `cpu` or `cuda`.
+        about: More to store beside it, in JSON types.
+        report: Called after each step with its number, the number of steps and the loss.
+
+    Returns:
+        The network, on the CPU and in evaluation mode, and what was stored beside it.
+
+    Raises:
+        DivergedError: The finetuning diverged; nothing is saved.
+        DataError: The images do not fit the supernet.
+    """
+    check_data(supernet, data)
+    options = options or FULL_FINETUNE
+    started = time.perf_counter()
+    batch = min(options.batch_size, len(data.train))
+    steps = max(1, round(epochs * (len(data.train) // batch)))
+    options = replace(options, steps=steps)
+    supernet.to(resolve_device(device))
+    seed = genotype_seed(subnet)
+    teacher = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
+    fp32 = accuracy(teacher, data)
+    network = quantized_network(teacher, subnet, data, options.calibration_images, seed)
+    step_report = None if report is None else (lambda step, loss: report(step, steps, loss))
+    finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=step_report)
+    stored: dict[str, Any] = {
+        "accuracy": {
+            "search_validation_fp32": fp32,
+            "search_validation": accuracy(network, data),
+            "test": accuracy(network, data, split="test"),
+        },
+        "epochs": epochs,
+        "class_names": list(data.class_names),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "macs": subnet.macs,
+        "bitops": subnet.bitops,
+        "weight_bytes": subnet.weight_bytes,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if costs is not None:
+        values = costs.network_cost(subnet.layers())
+        stored["costs"] = dict(zip(costs.metric_names, values, strict=True))
+        stored["device"] = costs.device
+    stored |= about or {}
+    supernet.to("cpu")
+    network.to("cpu")
+    save_network(network, path, stored)
+    return network, stored

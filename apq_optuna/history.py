@@ -1,0 +1,130 @@
+"""A study's trials as arrays, read once and then only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from apq_optuna._optuna import trial_attribute, trials_of
+from apq_optuna.errors import SpaceError, StudyMismatchError
+from apq_optuna.space import SearchSpace
+from apq_optuna.space.space import Genotypes
+
+STALE_SECONDS = 6 * 3600.0
+"""A running trial without a heartbeat that is older than this is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a study knows about a space at one moment.
+
+    Attributes:
+        genotypes: Of the completed trials, `(n, D)`.
+        values: Of the completed trials, `(n, M)`, as stored.
+        tried: Genotypes not to be proposed again: finished in whatever state, or running.
+        running: Genotypes of running trials, `(r, D)`.
+    """
+
+    genotypes: Genotypes
+    values: NDArray[np.float64]
+    tried: Genotypes
+    running: Genotypes
+
+
+class History:
+    """Reads a study's trials incrementally as genotypes of one space.
+
+    Args:
+        space: The space; trials that do not have its parameters are left out.
+        strict: Whether a parameter with another distribution is an error.
+    """
+
+    def __init__(self, space: SearchSpace, *, strict: bool) -> None:
+        self.space = space
+        self.strict = strict
+        self._distributions = space.distributions()
+        self._seen: set[int] = set()
+        self._rows: list[Genotypes] = []
+        self._values: list[list[float]] = []
+        self._other: list[Genotypes] = []
+
+    def read(self, study: Study, *, but: int = -1) -> Snapshot:
+        """The state of the study now; trial number `but` is left out."""
+        running: list[Genotypes] = []
+        for trial in trials_of(study):
+            if trial.number in self._seen or trial.number == but:
+                continue
+            if not trial.state.is_finished():
+                row = self._claimed(trial)
+                if row is not None:
+                    running.append(row)
+                continue
+            self._seen.add(trial.number)
+            row = self._row(trial)
+            if row is None:
+                continue
+            if trial.state == TrialState.COMPLETE and trial.values is not None:
+                self._rows.append(row)
+                self._values.append(trial.values)
+            else:
+                self._other.append(row)
+        width = len(self.space.decisions)
+        return Snapshot(
+            _stack(self._rows, width),
+            np.array(self._values, float).reshape(len(self._rows), len(study.directions)),
+            _stack([*self._rows, *self._other, *running], width),
+            _stack(running, width),
+        )
+
+    def _row(self, trial: FrozenTrial) -> Genotypes | None:
+        for name, distribution in trial.distributions.items():
+            if self.strict and self._distributions.get(name, distribution) != distribution:
+                raise StudyMismatchError(
+                    f"trial {trial.number} has {name} as {distribution}, the search space has "
+                    f"{self._distributions[name]}: this study is of another space; give it another "
+                    "study_name"
+                )
+        try:
+            return self.space.from_params(trial.params)
+        except SpaceError:
+            return None
+
+    def _claimed(self, trial: FrozenTrial) -> Genotypes | None:
+        """A running trial's genotype: from its claim, since it shows parameters only one by one."""
+        started = trial.datetime_start
+        if started is not None:
+            age = (type(started).now(started.tzinfo) - started).total_seconds()
+            if age > STALE_SECONDS:
+                return None
+        claim = trial_attribute(trial, "claim")
+        if isinstance(claim, list) and len(claim) == len(self.space.decisions):
+            return np.array(claim, np.int32)
+        return None
+
+
+def _stack(rows: list[Genotypes], width: int) -> Genotypes:
+    return np.stack(rows) if rows else np.zeros((0, width), np.int32)
+
+
+class RowSet:
+    """Membership of genotype rows, by hash, for whole batches at once."""
+
+    def __init__(self, rows: Genotypes) -> None:
+        width = rows.shape[1]
+        seed = int.from_bytes(hashlib.sha256(str(width).encode()).digest()[:4], "little")
+        low, high = 1, np.iinfo(np.int64).max
+        self._key = np.random.default_rng(seed).integers(low, high, width, dtype=np.int64)
+        self._hashes = np.unique(self._hash(rows))
+
+    def _hash(self, rows: Genotypes) -> NDArray[np.int64]:
+        with np.errstate(over="ignore"):
+            return np.asarray((rows * self._key).sum(axis=1))
+
+    def contains(self, rows: Genotypes) -> NDArray[np.bool_]:
+        """Which of `(n, D)` rows are in the set, `(n,) bool`."""
+        return np.isin(self._hash(rows), self._hashes)

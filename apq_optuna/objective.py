@@ -1,0 +1,162 @@
+"""`Objective`: a trial becomes a subnet, the subnet a quantized network, the network its values."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from typing import Any
+
+from optuna.exceptions import TrialPruned
+from optuna.study import Study
+from optuna.trial import Trial
+
+from apq_optuna._optuna import running_trial_attribute
+from apq_optuna.data import ImageData
+from apq_optuna.errors import MissingCostError, StudyMismatchError
+from apq_optuna.hardware import CostTable
+from apq_optuna.quantization import (
+    DivergedError,
+    FinetuneOptions,
+    finetune_quantized,
+    fp32_network,
+    quantized_network,
+)
+from apq_optuna.space import Subnet
+from apq_optuna.supernet import OnceForAllNet, SubnetModule, accuracy
+from apq_optuna.supernet.training import check_data, resolve_device
+
+
+class Objective:
+    """Measures one configuration: accuracy after quantization-aware finetuning, costs looked up.
+
+    Suggest, extract, recalibrate, fold, quantize, finetune a fixed number of steps, and evaluate on the
+    search-validation split. Finetuning is seeded by the genotype: whoever tries a subnet measures
+    the same. The test split is not touched.
+
+    Args:
+        supernet: Trained once-for-all network.
+        data: The images it was trained on.
+        costs: Costs of the layers on the target device; None measures accuracy alone.
+        finetune: How each trial is finetuned.
+        device: `auto`, `cpu` or `cuda`.
+        images: Most search-validation images a trial is judged on; all by default.
+
+    Raises:
+        DataError: The images do not fit the supernet.
+        CostTableError: The table lacks layers of the supernet's space.
+    """
+
+    def __init__(
+        self,
+        supernet: OnceForAllNet,
+        data: ImageData,
+        costs: CostTable | None = None,
+        *,
+        finetune: FinetuneOptions | None = None,
+        device: str = "auto",
+        images: int | None = None,
+    ) -> None:
+        check_data(supernet, data)
+        self.device = resolve_device(device)
+        self.supernet = supernet.to(self.device).eval()
+        self.data = data
+        self.costs = costs
+        self.finetune = finetune or FinetuneOptions()
+        self.images = images
+        self._checked: Study | None = None
+        if costs is not None:
+            costs.compile(supernet.space)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the values, for `Study.set_metric_names`."""
+        return ["accuracy", *(self.costs.metric_names if self.costs else ())]
+
+    @property
+    def directions(self) -> list[str]:
+        """Directions of the values, for `optuna.create_study`."""
+        return ["maximize", *("minimize" for _ in self.metric_names[1:])]
+
+    def check_study(self, study: Study) -> None:
+        """Checks that a study has this objective's values.
+
+        Raises:
+            StudyMismatchError: Its directions or metric names are others; says what to change.
+        """
+        directions = [direction.name.lower() for direction in study.directions]
+        if directions != self.directions:
+            raise StudyMismatchError(
+                f"the study {study.study_name!r} has directions={directions}, this objective gives "
+                f"{dict(zip(self.metric_names, self.directions, strict=True))}: create the study with "
+                "directions=objective.directions, or give it another study_name"
+            )
+        if study.metric_names is not None and study.metric_names != self.metric_names:
+            raise StudyMismatchError(
+                f"the study {study.study_name!r} has metric names {study.metric_names}, this objective "
+                f"{self.metric_names}: use another study_name for other costs"
+            )
+
+    def __call__(self, trial: Trial) -> tuple[float, ...] | float:
+        """Values of one trial: accuracy in [0, 1], then costs.
+
+        A configuration the device has no cost for is pruned with the reason; a finetune that
+        diverges gives NaN, which fails the trial. Either way the reason is a user attribute.
+        """
+        if trial.study is not self._checked:
+            self.check_study(trial.study)
+            self._checked = trial.study
+        started = time.perf_counter()
+        subnet = self.supernet.space.suggest(trial)
+        costs: tuple[float, ...] = ()
+        if self.costs is not None:
+            try:
+                costs = self.costs.network_cost(subnet.layers())
+            except MissingCostError as error:
+                trial.set_user_attr("infeasible", str(error))
+                raise TrialPruned(str(error)) from error
+        try:
+            value, attributes = self.measure(subnet)
+        except DivergedError as error:
+            trial.set_user_attr("diverged", str(error))
+            value, attributes = math.nan, {}
+        attributes["seconds"] = round(time.perf_counter() - started, 3)
+        if (predicted := running_trial_attribute(trial, "predicted")) is not None:
+            attributes["predicted_mean"], attributes["predicted_std"] = predicted
+        for name, attribute in attributes.items():
+            trial.set_user_attr(name, attribute)
+        return (value, *costs) if costs else value
+
+    def measure(
+        self, subnet: Subnet, *, finetune: FinetuneOptions | None = None
+    ) -> tuple[float, dict[str, Any]]:
+        """Accuracy of a subnet on search-validation, and what is worth remembering of it.
+
+        Raises:
+            DivergedError: Its finetuning diverged.
+        """
+        options = finetune or self.finetune
+        seed = genotype_seed(subnet)
+        module = fp32_network(self.supernet, subnet, self.data, options.calibration_images, seed)
+        before = accuracy(module, self.data, limit=self.images)
+        quantized = self._quantized(module, subnet, options, seed)
+        value = accuracy(quantized, self.data, limit=self.images)
+        attributes = {
+            "fp32_accuracy": before,
+            "bitops": subnet.bitops,
+            "macs": subnet.macs,
+            "weight_bytes": subnet.weight_bytes,
+        }
+        return value, attributes
+
+    def _quantized(
+        self, module: SubnetModule, subnet: Subnet, options: FinetuneOptions, seed: int
+    ) -> SubnetModule:
+        quantized = quantized_network(module, subnet, self.data, options.calibration_images, seed)
+        return finetune_quantized(quantized, self.data, options, seed=seed, teacher=module)
+
+
+def genotype_seed(subnet: Subnet) -> int:
+    """A seed that depends on the network alone, the same in every process."""
+    digest = hashlib.sha256(repr([(b.name, b) for b in subnet.blocks]).encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -1,0 +1,208 @@
+"""Plotly figures of a study: front, hypervolume history, networks, predictor calibration.
+
+Colours: points of the search in grey, the front in blue, the uniform reference networks in orange;
+no information is carried by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from apq_optuna.search import hypervolume
+from apq_optuna.space import Subnet
+from apq_optuna.summary import StudySummary
+
+FRONT, DOMINATED, BASELINE, RUNNING = "#1f5fbf", "#9aa0a6", "#d9730d", "#5f6368"
+_BIT_COLOURS = [
+    [0.0, "#7b3294"], [0.35, "#c2a5cf"], [0.65, "#a6dba0"], [1.0, "#1b7837"],
+]  # fmt: skip
+_TITLES = {
+    "accuracy": "accuracy (search-validation)",
+    "latency_ms": "latency (ms)",
+    "energy_mj": "energy (mJ)",
+}
+
+
+def title_of(metric: str) -> str:
+    """Axis title of a metric, with its unit."""
+    return _TITLES.get(metric, metric.replace("_", " "))
+
+
+def _layout(figure: go.Figure, title: str, height: int = 460) -> go.Figure:
+    figure.update_layout(
+        title=title, template="plotly_white", height=height, margin={"t": 60, "b": 50, "r": 20},
+        legend={"orientation": "h", "y": -0.2}, hoverlabel={"align": "left"},
+        font={"family": "system-ui, sans-serif", "size": 13},
+    )  # fmt: skip
+    return figure
+
+
+def front_figure(
+    summary: StudySummary, baselines: Sequence[Mapping[str, Any]] = ()
+) -> go.Figure:
+    """The Pareto front: accuracy against each cost, one panel a cost.
+
+    Args:
+        summary: The study.
+        baselines: Uniform networks: `name` and a value for each metric.
+    """
+    costs = summary.metric_names[1:] or ["trial"]
+    figure = make_subplots(1, len(costs), shared_yaxes=True, horizontal_spacing=0.06)
+    order = np.argsort(-summary.values[:, 0]) if len(summary.values) else np.zeros(0, int)
+    on_front = np.zeros(len(summary.values), bool)
+    on_front[summary.front] = True
+    for column, metric in enumerate(costs, 1):
+        x = summary.values[:, column] if summary.metric_names[1:] else summary.numbers.astype(float)
+        for name, mask, colour, size, symbol in (
+            ("trial", ~on_front, DOMINATED, 6, "circle"),
+            ("Pareto front", on_front, FRONT, 10, "diamond"),
+        ):
+            chosen = [i for i in order if mask[i]]
+            figure.add_scatter(
+                x=x[chosen], y=summary.values[chosen, 0], mode="markers", name=name,
+                legendgroup=name, showlegend=column == 1,
+                marker={"color": colour, "size": size, "symbol": symbol,
+                        "opacity": 0.55 if name == "trial" else 1.0},
+                text=[summary.describe(i) for i in chosen],
+                hovertemplate="%{text}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
+        if baselines:
+            figure.add_scatter(
+                x=[b[metric] for b in baselines], y=[b["accuracy"] for b in baselines],
+                mode="markers+text", text=[b["name"] for b in baselines],
+                textposition="bottom right", name="largest network, uniform bits",
+                legendgroup="baseline", showlegend=column == 1,
+                marker={"color": BASELINE, "size": 11, "symbol": "square"},
+                hovertemplate="%{text}<br>%{x:.4g}, %{y:.4f}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
+        figure.update_xaxes(title_text=title_of(metric), row=1, col=column)
+    figure.update_yaxes(title_text=title_of(summary.metric_names[0]), row=1, col=1)
+    return _layout(figure, f"Pareto front of {len(summary.values)} trials")
+
+
+def hypervolume_figure(summary: StudySummary) -> go.Figure:
+    """Hypervolume of the front after each trial."""
+    figure = go.Figure()
+    points, reference = summary.oriented(), summary.reference()
+    volumes, best = [], 0.0
+    for n in range(1, len(points) + 1):
+        if (points[n - 1] < reference).all():
+            best = hypervolume(points[:n], reference)
+        volumes.append(best)
+    figure.add_scatter(
+        x=summary.numbers, y=volumes, mode="lines", line={"shape": "hv", "color": FRONT},
+        name="hypervolume", hovertemplate="trial %{x}: %{y:.5g}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="trial")
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero")
+    return _layout(figure, "Hypervolume over trials", 360)
+
+
+def calibration_figure(summary: StudySummary) -> go.Figure | None:
+    """Predicted against measured accuracy, with 95 % intervals; None before any prediction."""
+    has = np.isfinite(summary.predicted[:, 0]) if len(summary.predicted) else np.zeros(0, bool)
+    if not has.any():
+        return None
+    measured = summary.values[has, 0]
+    mean, std = summary.predicted[has].T
+    inside = float((np.abs(measured - mean) <= 1.96 * std).mean())
+    figure = go.Figure()
+    low, high = float(min(measured.min(), mean.min())), float(max(measured.max(), mean.max()))
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line={"color": RUNNING, "dash": "dot"},
+        name="perfect", hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=measured, y=mean, mode="markers", marker={"color": FRONT, "size": 7},
+        error_y={"array": 1.96 * std, "color": DOMINATED, "thickness": 1},
+        name="prediction before the trial, 95 %",
+        text=[f"trial {n}" for n in summary.numbers[has]],
+        hovertemplate="%{text}: measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="measured accuracy")
+    figure.update_yaxes(title_text="predicted accuracy")
+    return _layout(figure, f"Predictor: {inside:.0%} of {len(measured)} trials inside 95 %", 420)
+
+
+def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
+    """Channels and bits of one network, layer by layer.
+
+    Bars are output channels; the two rows below are weight and activation bits.
+    """
+    layers = list(subnet.layers())
+    names = [placed.name.replace("stage", "s").replace("block", "b") for placed in layers]
+    figure = make_subplots(
+        2, 1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.05
+    )
+    kinds = {"depthwise": BASELINE, "pointwise": FRONT, "fixed": DOMINATED}
+    for kind, colour in kinds.items():
+        chosen = [i for i, placed in enumerate(layers) if _kind(placed.name, placed.layer.depthwise) == kind]
+        figure.add_bar(
+            x=[names[i] for i in chosen], y=[layers[i].layer.out_channels for i in chosen],
+            name=kind, marker={"color": colour},
+            customdata=[
+                [p.layer.kernel_size, p.layer.in_channels, p.w_bits, p.a_bits, p.layer.macs / 1e6]
+                for p in (layers[i] for i in chosen)
+            ],
+            hovertemplate="%{x}: %{customdata[1]} → %{y} channels, kernel %{customdata[0]}<br>"
+            "W%{customdata[2]}A%{customdata[3]}, %{customdata[4]:.3f} MMACs<extra></extra>",
+            row=1, col=1,
+        )  # fmt: skip
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
+    bits = [[p.w_bits for p in layers], [p.a_bits for p in layers]]
+    figure.add_heatmap(
+        x=names, y=["weight bits", "activation bits"], z=bits, text=bits,
+        texttemplate="%{text}", textfont={"size": 10}, zmin=2, zmax=8, colorscale=_BIT_COLOURS,
+        showscale=False, hovertemplate="%{x}: %{z} %{y}<extra></extra>", xgap=1, ygap=1,
+        row=2, col=1,
+    )  # fmt: skip
+    figure.update_yaxes(title_text="output channels", row=1, col=1)
+    figure.update_yaxes(autorange="reversed", row=2, col=1)
+    figure.update_xaxes(tickangle=-60, tickfont={"size": 10}, row=2, col=1)
+    figure.update_layout(barmode="overlay")
+    figure = _layout(figure, title or "Network", 540)
+    figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.08})
+    return figure
+
+
+def policy_figure(summary: StudySummary, subnets: Sequence[tuple[int, Subnet]]) -> go.Figure:
+    """The front's networks side by side: mean bits of each block, most accurate network first.
+
+    Args:
+        summary: The study.
+        subnets: (trial number, subnet) of the front, most accurate first.
+    """
+    spec = subnets[0][1].spec
+    names = [
+        f"s{s + 1}.b{b + 1}" for s, stage in enumerate(spec.stages) for b in range(stage.depths[-1])
+    ]
+    z = np.full((len(subnets), len(names)), np.nan)
+    text = np.full(z.shape, "", object)
+    for row, (_, subnet) in enumerate(subnets):
+        for block in subnet.blocks:
+            column = names.index(f"s{block.stage + 1}.b{block.index + 1}")
+            bits = (block.pw_w_bits, block.pw_a_bits, block.dw_w_bits, block.dw_a_bits)
+            z[row, column] = np.mean(bits)
+            text[row, column] = f"{block.channels}ch k{block.kernel}"
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=names, y=[f"trial {number}" for number, _ in subnets], z=z, text=text,
+        texttemplate="%{text}" if len(names) <= 13 else None, textfont={"size": 9},
+        zmin=2, zmax=8, colorscale=_BIT_COLOURS, colorbar={"title": "mean bits"},
+        hovertemplate="%{y}, %{x}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", type="category")
+    return _layout(
+        figure, "Networks on the front: bits (colour), channels and kernel", 160 + 26 * len(subnets)
+    )
+
+
+def _kind(name: str, depthwise: bool) -> str:
+    if not name.startswith("stage"):
+        return "fixed"
+    return "depthwise" if depthwise else "pointwise"

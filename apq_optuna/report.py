@@ -1,0 +1,223 @@
+"""The report: one HTML file that opens without a network, and the same figures in optuna-dashboard."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from apq_optuna import plots
+from apq_optuna._files import replace_file
+from apq_optuna._optuna import set_study_attribute, study_attribute
+from apq_optuna.errors import InvalidArgumentError, SpaceError
+from apq_optuna.hardware import CostTable
+from apq_optuna.objective import Objective
+from apq_optuna.space import SearchSpace, Subnet
+from apq_optuna.summary import StudySummary, summarise
+
+UNIFORM_BITS = (8, 6, 4)
+_STYLE = """
+body { font-family: system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+       color: #202124; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
+table { border-collapse: collapse; } td, th { padding: .2em .8em; text-align: right; }
+tr:nth-child(even) { background: #f4f6f8; } .quiet { color: #5f6368; }
+"""
+
+
+class ParetoReport:
+    """A study callback that keeps a report up to date while the study runs.
+
+    Args:
+        path: The HTML file, rewritten whole.
+        space: The joint space, to draw networks; found by itself where the objective is an
+            `Objective`.
+        every_seconds: Least time between two drawings; the last trial of a run may be newer than the
+            file, so call `write` (the command line does) when the study has ended.
+        dashboard: Also save the figures into the study, for optuna-dashboard.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        space: SearchSpace | None = None,
+        every_seconds: float = 10.0,
+        dashboard: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.space = space
+        self.every_seconds = every_seconds
+        self.dashboard = dashboard
+        self._last = 0.0
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Optuna's callback; drawing again takes as long as it takes at most a tenth of the time."""
+        if trial.state == TrialState.COMPLETE and time.monotonic() - self._last > self.every_seconds:
+            started = time.monotonic()
+            self.write(study)
+            self._last = time.monotonic()
+            self.every_seconds = max(self.every_seconds, 10 * (self._last - started))
+
+    def write(self, study: Study) -> Path:
+        """Draws the report now."""
+        figures = study_figures(study, space=self.space)
+        write_html(study, figures, self.path)
+        if self.dashboard:
+            save_to_dashboard(study, figures)
+        return self.path
+
+
+def study_figures(
+    study: Study, *, space: SearchSpace | None = None, trial: int | None = None
+) -> dict[str, go.Figure]:
+    """Every figure of a study, by id.
+
+    Args:
+        study: The study.
+        space: The joint space, for pictures of networks; by default the one stored in the study.
+        trial: Number of the trial whose network is drawn; by default the front's most accurate.
+
+    Raises:
+        InvalidArgumentError: There is no such completed trial.
+    """
+    summary = summarise(study)
+    space = space or stored_space(study)
+    figures = {
+        "pareto-front": plots.front_figure(summary, stored_baselines(study)),
+        "hypervolume": plots.hypervolume_figure(summary),
+    }
+    calibration = plots.calibration_figure(summary)
+    if calibration is not None:
+        figures["calibration"] = calibration
+    networks = front_subnets(summary, space)
+    if networks:
+        figures["front-networks"] = plots.policy_figure(summary, networks)
+    chosen = chosen_subnet(summary, space, trial)
+    if chosen is not None:
+        number, subnet = chosen
+        i = int((summary.numbers == number).nonzero()[0][0])
+        values = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in zip(summary.metric_names, summary.values[i], strict=True)
+        )
+        title = f"Trial {number}: {values}"
+        figures["network"] = plots.network_figure(subnet, title)
+    return figures
+
+
+def front_subnets(
+    summary: StudySummary, space: SearchSpace | None
+) -> list[tuple[int, Subnet]]:
+    """(trial number, subnet) of the front, most accurate first."""
+    if space is None or space.network is None:
+        return []
+    found = []
+    for i in summary.front:
+        try:
+            row = space.from_params(summary.trials[i].params)
+        except SpaceError:
+            continue
+        found.append((int(summary.numbers[i]), space.decode(row)))
+    return found
+
+
+def chosen_subnet(
+    summary: StudySummary, space: SearchSpace | None, trial: int | None
+) -> tuple[int, Subnet] | None:
+    """(trial number, subnet) of one completed trial, by default the front's most accurate."""
+    if trial is None:
+        networks = front_subnets(summary, space)
+        return networks[0] if networks else None
+    if trial not in summary.numbers:
+        raise InvalidArgumentError(f"trial={trial}: the study has no completed trial of that number")
+    if space is None or space.network is None:
+        raise InvalidArgumentError("the study does not say which space its networks are of")
+    i = int((summary.numbers == trial).nonzero()[0][0])
+    return trial, space.decode(space.from_params(summary.trials[i].params))
+
+
+# ---------------------------------------------------------------------- what a study remembers
+
+
+def remember(
+    study: Study, space: SearchSpace, baselines: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Stores the space and the uniform networks' values with the study, for later reports."""
+    if study_attribute(study, "space") is None:
+        # in pieces: a database column of an attribute holds 2,048 characters on some servers
+        set_study_attribute(study, "space", space.to_dict())
+    if baselines:
+        set_study_attribute(study, "baselines", [dict(b) for b in baselines])
+
+
+def stored_space(study: Study) -> SearchSpace | None:
+    """The space `remember` stored; None if it was not called."""
+    description = study_attribute(study, "space")
+    return SearchSpace.from_dict(description) if description else None
+
+
+def stored_baselines(study: Study) -> list[dict[str, Any]]:
+    """The uniform networks `remember` stored."""
+    return list(study_attribute(study, "baselines") or [])
+
+
+def uniform_baselines(objective: Objective, costs: CostTable | None) -> list[dict[str, Any]]:
+    """The largest network at uniform 8, 6 and 4 bits, measured exactly as a trial is."""
+    space = objective.supernet.space
+    largest = space.decode(space.extreme(largest=True)[0])
+    results = []
+    for bits in UNIFORM_BITS:
+        subnet = largest.with_bits(bits)
+        value, _ = objective.measure(subnet)
+        result: dict[str, Any] = {"name": f"W{bits}A{bits}", "accuracy": value}
+        if costs is not None:
+            values = costs.network_cost(subnet.layers())
+            result |= dict(zip(costs.metric_names, values, strict=True))
+        results.append(result)
+    return results
+
+
+# ---------------------------------------------------------------------- files and dashboard
+
+
+def write_html(study: Study, figures: Mapping[str, go.Figure], path: Path) -> None:
+    """Writes figures and the front as one self-contained HTML file."""
+    summary = summarise(study)
+    parts = []
+    for position, (name, figure) in enumerate(figures.items()):
+        body = figure.to_html(
+            full_html=False, include_plotlyjs=position == 0, div_id=name, config={"responsive": True}
+        )
+        parts.append(f"<section>{body}</section>")
+    states = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.states.items()))
+    rows = [line.split() for line in summary.table().replace("mean bits", "mean-bits").splitlines()]
+    cells = "".join(
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
+    )
+    document = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f"<title>{html.escape(study.study_name)}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{html.escape(study.study_name)}</h1>"
+        f"<p class='quiet'>Trials: {states or 'none yet'}. Accuracy is measured on search-validation "
+        "images after quantization-aware finetuning; costs come from the hardware table.</p>"
+        f"{''.join(parts)}<h2>Front</h2><table>{cells}</table></body></html>"
+    )
+    replace_file(Path(path), document.encode())
+
+
+def save_to_dashboard(study: Study, figures: Mapping[str, go.Figure]) -> None:
+    """Saves figures into the study, where optuna-dashboard shows them."""
+    from optuna_dashboard import save_plotly_graph_object
+
+    for name, figure in figures.items():
+        slim = go.Figure(figure)
+        slim.update_layout(template="none")  # the template is most of a figure's size
+        save_plotly_graph_object(study, slim, graph_object_id=f"apq-{name}")
