@@ -1,7 +1,7 @@
 """Joint search for network architecture, pruning and quantization, as an Optuna plugin.
 
-Public names are loaded when they are first used, so that `import apq_optuna` is quick and the parts
-that need neither Optuna nor SQLAlchemy work without them.
+Public names are loaded when they are first used, so that `import apq_optuna` is quick and the
+parts that need neither Optuna nor SQLAlchemy work without them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ _HOMES = {
     "open_storage": "storage",
     "train_supernet": "supernet",
 }
-_MODULES = ("data", "errors", "hardware", "predictor", "quantization", "search", "space", "supernet")
+_MODULES = (
+    "data",
+    "errors",
+    "hardware",
+    "predictor",
+    "quantization",
+    "search",
+    "space",
+    "supernet",
+)
 
 __all__ = [
     "APQSampler",

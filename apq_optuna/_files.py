@@ -1,7 +1,7 @@
 """Files this package writes: whole or not at all; safetensors for numbers, JSON beside them.
 
-Nothing is unpickled. A sidecar says which schema and which file (by sha256) it belongs to, so that a
-wrong or damaged checkpoint is refused with the reason.
+Nothing is unpickled. A sidecar says which schema and which file (by sha256) it belongs to, so
+that a wrong or damaged checkpoint is refused with the reason.
 """
 
 from __future__ import annotations

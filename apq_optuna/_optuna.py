@@ -1,4 +1,4 @@
-"""The only place that touches what Optuna does not document: trials without copies, system attributes."""
+"""The only place that touches what Optuna does not document: raw trials, system attributes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """torchvision, importable beside a CPU-only torch.
 
-The torchvision wheel on PyPI is built against CUDA. Beside a CPU-only torch its compiled operators do not
-load, and `import torchvision` stops at the first function that registers a fake kernel for one of them
-("operator torchvision::nms does not exist"). Data sets, transforms and models are plain Python and need none
-of the operators, so it is enough to define the two missing schemas before importing again.
-Every other module and script takes torchvision from here.
+The torchvision wheel on PyPI is built against CUDA. Beside a CPU-only torch its compiled operators
+do not load, and `import torchvision` stops at the first function that registers a fake kernel for
+one of them: "operator torchvision::nms does not exist". Data sets, transforms and models are plain
+Python and need none of the operators, so it is enough to define the two missing schemas before
+importing again. Every other module and script takes torchvision from here.
 """
 
 import importlib

@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("apq-optuna", description=_ABOUT, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[Any], int | None], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, function: Callable[[Any], int | None], text: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text.split(".")[0], description=text, formatter_class=form,
             epilog=f"example:\n  {_EXAMPLES[name]}",
@@ -88,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _data(train)
     train.add_argument("--preset", default="cifar10", help="digits, cifar10 (default) or imagenet")
-    train.add_argument("--run", type=Path, required=True, help="folder for the supernet and the study")
+    train.add_argument(
+        "--run", type=Path, required=True, help="folder for the supernet and the study"
+    )
     train.add_argument("--epochs", type=float, default=20.0, help="passes over the images")
     train.add_argument("--minutes", type=float, help="training time, instead of --epochs")
     train.add_argument("--batch-size", type=int, default=128)
@@ -102,26 +106,32 @@ def _parser() -> argparse.ArgumentParser:
     _data(collect)
     _run(collect)
     collect.add_argument("--pairs", type=int, default=1000, help="architectures (default 1000)")
-    collect.add_argument("--images", type=int, help="search-validation images a subnet is judged on")
+    collect.add_argument(
+        "--images", type=int, help="search-validation images a subnet is judged on"
+    )
     collect.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     collect.add_argument("--import", dest="import_file", type=Path, metavar="FILE.npz",
                          help="add pairs that --export wrote elsewhere, and stop")  # fmt: skip
-    collect.add_argument("--export", type=Path, metavar="FILE.npz", help="also write all pairs there")
+    collect.add_argument(
+        "--export", type=Path, metavar="FILE.npz", help="also write all pairs there"
+    )
     _common(collect)
 
     search = command(
         "search", _search,
-        "Run, or go on with, a study. Several of these commands at once share the work of one study.",
+        "Run, or go on with, a study. Several of these at once share the work of one study.",
     )  # fmt: skip
     _data(search)
     _run(search)
     search.add_argument("--study", default="search", help="name of the study (default: search)")
     search.add_argument("--hardware", default="", metavar="NAME|FILE",
                         help="a device of `hardware list`, or a cost table")  # fmt: skip
-    search.add_argument("--trials", type=int, default=100, help="completed trials to reach in total")
+    search.add_argument(
+        "--trials", type=int, default=100, help="completed trials to reach in total"
+    )
     search.add_argument("--sampler", choices=("apq", "random", "nsga2", "tpe"), default="apq")
     search.add_argument("--budget", action="append", default=[], metavar="METRIC=LIMIT",
-                        help="hard limit on a cost, e.g. latency_ms=2.0; may be repeated")  # fmt: skip
+                        help="hard limit on a cost, e.g. latency_ms=2.0; repeatable")  # fmt: skip
     search.add_argument("--source-study", action="append", default=[], metavar="NAME",
                         help="an earlier study of the same supernet to learn from")  # fmt: skip
     search.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
@@ -129,13 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--images", type=int, help="search-validation images a trial is judged on")
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")
     search.add_argument("--no-baselines", action="store_true",
-                        help="do not measure the largest network at uniform 8, 6 and 4 bits")  # fmt: skip
+                        help="skip the largest network at uniform 8, 6 and 4 bits")  # fmt: skip
     _common(search)
 
     report = command("report", _report, "Draw a study again, with the network of a chosen trial.")
     _run(report)
     report.add_argument("--study", default="search")
-    report.add_argument("--trial", type=int, help="trial whose network is drawn (default: the best)")
+    report.add_argument(
+        "--trial", type=int, help="trial whose network is drawn (default: the best)"
+    )
     report.add_argument("--out", type=Path, help="HTML file (default: RUN/STUDY.html)")
     report.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
 
@@ -177,7 +189,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True,
-                        help="folder that `train` wrote, or a supernet that comes with the package: "
+                        help="folder that `train` wrote, or a supernet of the package: "
                         "pretrained:cifar10 (results then go to runs/cifar10)")  # fmt: skip
 
 
@@ -201,7 +213,11 @@ def _threads(arguments: Any) -> None:
 def _folder(arguments: Any) -> Path:
     """Where results of a run go."""
     name = str(arguments.run)
-    folder = Path("runs") / name.removeprefix("pretrained:") if name.startswith("pretrained:") else arguments.run
+    folder = (
+        Path("runs") / name.removeprefix("pretrained:")
+        if name.startswith("pretrained:")
+        else arguments.run
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
@@ -219,9 +235,7 @@ def _images(arguments: Any, trained_on: str | None = None, size: int | None = No
     if not name:
         raise InvalidArgumentError("--data is needed: digits, cifar10 or folder:PATH")
     started = time.perf_counter()
-    data = load_data(
-        name, image_size=arguments.image_size or size, grayscale=arguments.grayscale
-    )
+    data = load_data(name, image_size=arguments.image_size or size, grayscale=arguments.grayscale)
     _say(
         f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "
         f"{len(data.test)} test images of {data.num_classes} classes, {data.image_size}x"
@@ -325,7 +339,13 @@ def _train_supernet(arguments: Any, data: ImageData, preset: str, plan: Any) -> 
             bar.update(100 * progress - bar.n)
 
         train_supernet(
-            net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed, report=show
+            net,
+            data,
+            plan,
+            arguments.run,
+            device=arguments.device,
+            seed=arguments.seed,
+            report=show,
         )
     accuracies = [
         accuracy(fp32_network(net, subnet, data, 512, 0), data) for subnet in (largest, smallest)
@@ -349,7 +369,9 @@ def _collect(arguments: Any) -> None:
         _say(f"imported {count} pairs; {len(store)} in {store.url}")
         return
     data = _supernet_images(arguments, supernet)
-    _collect_pairs(arguments, supernet, data, store, arguments.pairs, arguments.images, arguments.workers)
+    _collect_pairs(
+        arguments, supernet, data, store, arguments.pairs, arguments.images, arguments.workers
+    )
     if arguments.export is not None:
         _say(f"exported to {store.export_npz(arguments.export)}")
     _say(f"next: apq-optuna search --run {arguments.run}")
@@ -492,7 +514,9 @@ def _run_study(
     path = report or _folder(arguments) / f"{study_name}.html"
     drawing = ParetoReport(path, space=supernet.space)
     started = time.perf_counter()
-    with _bar(arguments.trials, "search", unit="trial", initial=min(done, arguments.trials)) as bar:
+    with _bar(
+        arguments.trials, "search", unit="trial", initial=min(done, arguments.trials)
+    ) as bar:
 
         def count(study: Study, trial: Any) -> None:
             if trial.state == TrialState.COMPLETE:
@@ -502,7 +526,11 @@ def _run_study(
         if done < arguments.trials:
             study.optimize(
                 objective,
-                callbacks=[count, drawing, MaxTrialsCallback(arguments.trials, (TrialState.COMPLETE,))],
+                callbacks=[
+                    count,
+                    drawing,
+                    MaxTrialsCallback(arguments.trials, (TrialState.COMPLETE,)),
+                ],
             )
     _say_front(study, time.perf_counter() - started)
     drawing.write(study)
@@ -597,7 +625,8 @@ def _finetune(arguments: Any) -> None:
 
         _, stored = finish(
             supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
-            device=arguments.device, about={"study": arguments.study, "trial": number}, report=show,
+            device=arguments.device, about={"study": arguments.study, "trial": number},
+            report=show,
         )  # fmt: skip
     measured = stored["accuracy"]
     again = accuracy(load_network(path), data)
@@ -637,7 +666,11 @@ def _hardware(arguments: Any) -> None:
         return
     if (arguments.preset is None) == (arguments.run is None):
         raise InvalidArgumentError("give either --preset or --run")
-    space = SearchSpace.preset(arguments.preset) if arguments.preset else OnceForAllNet.load(arguments.run).space
+    space = (
+        SearchSpace.preset(arguments.preset)
+        if arguments.preset
+        else OnceForAllNet.load(arguments.run).space
+    )
     started = time.perf_counter()
     table = device.table(space)
     table.save(arguments.out)

@@ -32,10 +32,11 @@ def collect_pairs(
     workers: int = 1,
     report: Callable[[int, float], None] | None = None,
 ) -> int:
-    """Evaluates the largest, the smallest and random subnets until the store has the `n` of a seed.
+    """Evaluates the largest, the smallest and random subnets until the store has the `n` of a
+    seed.
 
-    The sequence depends on the seed alone and pairs are written every few seconds, so a stopped run
-    goes on where it was, and a longer one extends a shorter one.
+    The sequence depends on the seed alone and pairs are written every few seconds, so a stopped
+    run goes on where it was, and a longer one extends a shorter one.
 
     Args:
         supernet: Trained; evaluated on the device it is on.
@@ -86,7 +87,9 @@ def architectures(supernet: OnceForAllNet, n: int, seed: int) -> Genotypes:
     bits = np.array([decision.quantization for decision in space.decisions])
     extremes = [space.extreme(largest=True), space.extreme(largest=False)]
     # one fixed block size, so that a longer list begins with the shorter one
-    rows = np.concatenate([*extremes, *(space.sample(1024, rng) for _ in range(-(-n // 1024) + 1))])
+    rows = np.concatenate(
+        [*extremes, *(space.sample(1024, rng) for _ in range(-(-n // 1024) + 1))]
+    )
     rows[:, bits] = 0
     rows = space.canonical(rows)
     _, first = np.unique(rows, axis=0, return_index=True)

@@ -1,7 +1,8 @@
 """Images as three splits: train, search-validation, test.
 
-A search trains on `train` and is judged on `search_validation`; `test` is touched once, by `finetune`.
-Small data sets are held in memory as uint8; a folder too large for that is decoded batch by batch.
+A search trains on `train` and is judged on `search_validation`; `test` is touched once, by
+`finetune`. Small data sets are held in memory as uint8; a folder too large for that is decoded
+batch by batch.
 """
 
 from __future__ import annotations
@@ -122,7 +123,10 @@ class ImageData:
         if device not in self._normalisers:
             shape = (1, -1, 1, 1)
             mean = torch.tensor(self.mean, device=device).view(shape) * 255
-            self._normalisers[device] = mean, torch.tensor(self.std, device=device).view(shape) * 255
+            self._normalisers[device] = (
+                mean,
+                torch.tensor(self.std, device=device).view(shape) * 255,
+            )
         mean, std = self._normalisers[device]
         values = pixels.to(device).float().sub_(mean).div_(std)
         return values.contiguous(memory_format=torch.channels_last)
@@ -205,9 +209,10 @@ def load_data(
     """Loads a data set and splits it.
 
     Args:
-        name: `digits` (1,797 8x8 images that come with scikit-learn), `cifar10` (the binary version,
-            in `$APQ_DATA/cifar-10-batches-bin`, by default below `data`), or `folder:PATH`: one
-            folder of images a class, flat or below `PATH/train` and `PATH/test`.
+        name: `digits` (1,797 8x8 images that come with scikit-learn), `cifar10` (the binary
+            version, in `$APQ_DATA/cifar-10-batches-bin`, by default below `data`), or
+            `folder:PATH`: one folder of images a class, flat or below `PATH/train` and
+            `PATH/test`.
         image_size: Side to which a folder's images are resized; by default the first one's shorter
             side.
         grayscale: True converts, False makes three channels; by default a folder whose first image
@@ -236,7 +241,10 @@ def _load_digits() -> ImageData:
     pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     train, validation, test = _stratified(bunch.target, (0.5, 0.25, 0.25), seed=0)
-    parts = [Split(Images(pixels[i]), labels[i]) for i in map(torch.from_numpy, (train, validation, test))]
+    parts = [
+        Split(Images(pixels[i]), labels[i])
+        for i in map(torch.from_numpy, (train, validation, test))
+    ]
     return _finish("digits", parts, tuple("0123456789"), 8, crop_padding=1, flip=False)
 
 
@@ -257,8 +265,8 @@ def _load_cifar10(root: Path) -> ImageData:
     train, validation = _stratified(labels[0].numpy(), (0.9, 0.1), seed=0)
     parts = [
         Split(Images(pixels[0][torch.from_numpy(train)]), labels[0][torch.from_numpy(train)]),
-        Split(Images(pixels[0][torch.from_numpy(validation)]), labels[0][torch.from_numpy(validation)]),
-        Split(Images(pixels[1]), labels[1]),
+        Split(Images(pixels[0][torch.from_numpy(validation)]),
+        labels[0][torch.from_numpy(validation)]), Split(Images(pixels[1]), labels[1]),
     ]  # fmt: skip
     return _finish("cifar10", parts, _CIFAR10_CLASSES, 32, crop_padding=4, flip=True)
 
@@ -329,10 +337,10 @@ def _decode(path: Path, size: int, grayscale: bool) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
-            image = image.convert("L" if grayscale else "RGB")  # noqa: PLW2901
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image, np.uint8)
+            converted = image.convert("L" if grayscale else "RGB")
+        if converted.size != (size, size):
+            converted = ImageOps.fit(converted, (size, size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(converted, np.uint8)
     except OSError as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
     return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))

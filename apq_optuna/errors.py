@@ -1,7 +1,7 @@
 """The errors this package raises on bad input; every one of them is an `ApqError`.
 
-Each message names the argument, the value it had, and what is allowed. Errors that Python users would
-expect to be a `ValueError` are one as well, so `except ValueError` keeps working.
+Each message names the argument, the value it had, and what is allowed. Errors that Python users
+would expect to be a `ValueError` are one as well, so `except ValueError` keeps working.
 """
 
 
@@ -42,7 +42,7 @@ class PairError(ApqError, ValueError):
 
 
 class StudyMismatchError(ApqError, ValueError):
-    """A study whose directions, metrics or parameters disagree with the sampler or the objective."""
+    """A study whose directions, metrics or parameters disagree with sampler or objective."""
 
 
 class InfeasibleBudgetError(ApqError, ValueError):

@@ -86,8 +86,8 @@ class History:
             if self.strict and self._distributions.get(name, distribution) != distribution:
                 raise StudyMismatchError(
                     f"trial {trial.number} has {name} as {distribution}, the search space has "
-                    f"{self._distributions[name]}: this study is of another space; give it another "
-                    "study_name"
+                    f"{self._distributions[name]}: this study is of another space; use "
+                    "another study_name"
                 )
         try:
             return self.space.from_params(trial.params)
@@ -95,7 +95,7 @@ class History:
             return None
 
     def _claimed(self, trial: FrozenTrial) -> Genotypes | None:
-        """A running trial's genotype: from its claim, since it shows parameters only one by one."""
+        """A running trial's genotype, from its claim: it shows parameters only one by one."""
         started = trial.datetime_start
         if started is not None:
             age = (type(started).now(started.tzinfo) - started).total_seconds()

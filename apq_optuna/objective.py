@@ -1,11 +1,11 @@
-"""`Objective`: a trial becomes a subnet, the subnet a quantized network, the network its values."""
+"""`Objective`: a trial becomes a subnet, the subnet a quantized network, that its values."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 from optuna.exceptions import TrialPruned
 from optuna.study import Study
@@ -30,9 +30,9 @@ from apq_optuna.supernet.training import check_data, resolve_device
 class Objective:
     """Measures one configuration: accuracy after quantization-aware finetuning, costs looked up.
 
-    Suggest, extract, recalibrate, fold, quantize, finetune a fixed number of steps, and evaluate on the
-    search-validation split. Finetuning is seeded by the genotype: whoever tries a subnet measures
-    the same. The test split is not touched.
+    Suggest, extract, recalibrate, fold, quantize, finetune a fixed number of steps, and evaluate
+    on the search-validation split. Finetuning is seeded by the genotype: whoever tries a subnet
+    measures the same. The test split is not touched.
 
     Args:
         supernet: Trained once-for-all network.
@@ -74,9 +74,10 @@ class Objective:
         return ["accuracy", *(self.costs.metric_names if self.costs else ())]
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Literal["minimize", "maximize"]]:
         """Directions of the values, for `optuna.create_study`."""
-        return ["maximize", *("minimize" for _ in self.metric_names[1:])]
+        costs: list[Literal["minimize", "maximize"]] = ["minimize"] * (len(self.metric_names) - 1)
+        return ["maximize", *costs]
 
     def check_study(self, study: Study) -> None:
         """Checks that a study has this objective's values.
@@ -87,14 +88,14 @@ class Objective:
         directions = [direction.name.lower() for direction in study.directions]
         if directions != self.directions:
             raise StudyMismatchError(
-                f"the study {study.study_name!r} has directions={directions}, this objective gives "
-                f"{dict(zip(self.metric_names, self.directions, strict=True))}: create the study with "
-                "directions=objective.directions, or give it another study_name"
+                f"the study {study.study_name!r} has directions={directions}, this objective "
+                f"gives {dict(zip(self.metric_names, self.directions, strict=True))}: create it "
+                "with directions=objective.directions, or give it another study_name"
             )
         if study.metric_names is not None and study.metric_names != self.metric_names:
             raise StudyMismatchError(
-                f"the study {study.study_name!r} has metric names {study.metric_names}, this objective "
-                f"{self.metric_names}: use another study_name for other costs"
+                f"the study {study.study_name!r} has metric names {study.metric_names}, this "
+                f"objective {self.metric_names}: use another study_name for other costs"
             )
 
     def __call__(self, trial: Trial) -> tuple[float, ...] | float:

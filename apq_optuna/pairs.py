@@ -1,7 +1,8 @@
 """fp32 pairs: `<architecture, accuracy>` samples from evaluating subnets without training.
 
-They live in tables of our own beside Optuna's, keyed by the supernet's weights and the data split, so
-that one database URL holds everything and any worker or study of the same supernet can use them.
+They live in tables of our own beside Optuna's, keyed by the supernet's weights and the data
+split, so that one database URL holds everything and any worker or study of the same supernet can
+use them.
 """
 
 from __future__ import annotations
@@ -163,7 +164,9 @@ class PairStore:
         width = int(self._kept.sum())
         packed = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
         if packed.size != len(rows) * width:
-            raise PairError(f"{self.url}: the pairs of supernet {self.supernet} are of another space")
+            raise PairError(
+                f"{self.url}: the pairs of supernet {self.supernet} are of another space"
+            )
         genotypes[:, self._kept] = packed.reshape(len(rows), width)
         return Pairs(genotypes, np.array([row[1] for row in rows], float))
 
@@ -198,7 +201,7 @@ class PairStore:
     def fp32_predictor(
         self, space: SearchSpace, pairs: Pairs, *, seed: int = 0, epochs: int = 60
     ) -> AccuracyPredictor:
-        """The predictor fitted on `pairs`, from the database if some worker has fitted it before."""
+        """The predictor fitted on `pairs`, from the database if some worker fitted it before."""
         where = sa.and_(
             self._mine(_predictors),
             _predictors.c.space == space.hash,
@@ -261,4 +264,3 @@ class PairStore:
         genotypes[:, self._kept] = packed
         self.add(genotypes, accuracies)
         return len(accuracies)
-

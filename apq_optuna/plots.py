@@ -42,9 +42,7 @@ def _layout(figure: go.Figure, title: str, height: int = 460) -> go.Figure:
     return figure
 
 
-def front_figure(
-    summary: StudySummary, baselines: Sequence[Mapping[str, Any]] = ()
-) -> go.Figure:
+def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] = ()) -> go.Figure:
     """The Pareto front: accuracy against each cost, one panel a cost.
 
     Args:
@@ -57,7 +55,11 @@ def front_figure(
     on_front = np.zeros(len(summary.values), bool)
     on_front[summary.front] = True
     for column, metric in enumerate(costs, 1):
-        x = summary.values[:, column] if summary.metric_names[1:] else summary.numbers.astype(float)
+        x = (
+            summary.values[:, column]
+            if summary.metric_names[1:]
+            else summary.numbers.astype(float)
+        )
         for name, mask, colour, size, symbol in (
             ("trial", ~on_front, DOMINATED, 6, "circle"),
             ("Pareto front", on_front, FRONT, 10, "diamond"),
@@ -68,7 +70,7 @@ def front_figure(
                 legendgroup=name, showlegend=column == 1,
                 marker={"color": colour, "size": size, "symbol": symbol,
                         "opacity": 0.55 if name == "trial" else 1.0},
-                text=[summary.describe(i) for i in chosen],
+                text=[summary.describe(int(i)) for i in chosen],
                 hovertemplate="%{text}<extra></extra>", row=1, col=column,
             )  # fmt: skip
         if baselines:
@@ -141,7 +143,11 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     )
     kinds = {"depthwise": BASELINE, "pointwise": FRONT, "fixed": DOMINATED}
     for kind, colour in kinds.items():
-        chosen = [i for i, placed in enumerate(layers) if _kind(placed.name, placed.layer.depthwise) == kind]
+        chosen = [
+            i
+            for i, placed in enumerate(layers)
+            if _kind(placed.name, placed.layer.depthwise) == kind
+        ]
         figure.add_bar(
             x=[names[i] for i in chosen], y=[layers[i].layer.out_channels for i in chosen],
             name=kind, marker={"color": colour},
@@ -179,7 +185,9 @@ def policy_figure(summary: StudySummary, subnets: Sequence[tuple[int, Subnet]]) 
     """
     spec = subnets[0][1].spec
     names = [
-        f"s{s + 1}.b{b + 1}" for s, stage in enumerate(spec.stages) for b in range(stage.depths[-1])
+        f"s{s + 1}.b{b + 1}"
+        for s, stage in enumerate(spec.stages)
+        for b in range(stage.depths[-1])
     ]
     z = np.full((len(subnets), len(names)), np.nan)
     text = np.full(z.shape, "", object)
@@ -198,7 +206,9 @@ def policy_figure(summary: StudySummary, subnets: Sequence[tuple[int, Subnet]]) 
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category")
     return _layout(
-        figure, "Networks on the front: bits (colour), channels and kernel", 160 + 26 * len(subnets)
+        figure,
+        "Networks on the front: bits (colour), channels and kernel",
+        160 + 26 * len(subnets),
     )
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens without a network, and the same figures in optuna-dashboard."""
+"""The report: one HTML file that needs no network, and the same figures in optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ParetoReport:
         path: The HTML file, rewritten whole.
         space: The joint space, to draw networks; found by itself where the objective is an
             `Objective`.
-        every_seconds: Least time between two drawings; the last trial of a run may be newer than the
-            file, so call `write` (the command line does) when the study has ended.
+        every_seconds: Least time between two drawings; the last trial of a run may be newer than
+            the file, so call `write` (the command line does) when the study has ended.
         dashboard: Also save the figures into the study, for optuna-dashboard.
     """
 
@@ -58,8 +58,11 @@ class ParetoReport:
         self._last = 0.0
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """Optuna's callback; drawing again takes as long as it takes at most a tenth of the time."""
-        if trial.state == TrialState.COMPLETE and time.monotonic() - self._last > self.every_seconds:
+        """Optuna's callback; drawing takes at most about a tenth of the time."""
+        if (
+            trial.state == TrialState.COMPLETE
+            and time.monotonic() - self._last > self.every_seconds
+        ):
             started = time.monotonic()
             self.write(study)
             self._last = time.monotonic()
@@ -112,9 +115,7 @@ def study_figures(
     return figures
 
 
-def front_subnets(
-    summary: StudySummary, space: SearchSpace | None
-) -> list[tuple[int, Subnet]]:
+def front_subnets(summary: StudySummary, space: SearchSpace | None) -> list[tuple[int, Subnet]]:
     """(trial number, subnet) of the front, most accurate first."""
     if space is None or space.network is None:
         return []
@@ -136,7 +137,9 @@ def chosen_subnet(
         networks = front_subnets(summary, space)
         return networks[0] if networks else None
     if trial not in summary.numbers:
-        raise InvalidArgumentError(f"trial={trial}: the study has no completed trial of that number")
+        raise InvalidArgumentError(
+            f"trial={trial}: the study has no completed trial of that number"
+        )
     if space is None or space.network is None:
         raise InvalidArgumentError("the study does not say which space its networks are of")
     i = int((summary.numbers == trial).nonzero()[0][0])
@@ -193,11 +196,16 @@ def write_html(study: Study, figures: Mapping[str, go.Figure], path: Path) -> No
     parts = []
     for position, (name, figure) in enumerate(figures.items()):
         body = figure.to_html(
-            full_html=False, include_plotlyjs=position == 0, div_id=name, config={"responsive": True}
+            full_html=False,
+            include_plotlyjs=position == 0,
+            div_id=name,
+            config={"responsive": True},
         )
         parts.append(f"<section>{body}</section>")
     states = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.states.items()))
-    rows = [line.split() for line in summary.table().replace("mean bits", "mean-bits").splitlines()]
+    rows = [
+        line.split() for line in summary.table().replace("mean bits", "mean-bits").splitlines()
+    ]
     cells = "".join(
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
         for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
@@ -206,8 +214,9 @@ def write_html(study: Study, figures: Mapping[str, go.Figure], path: Path) -> No
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<title>{html.escape(study.study_name)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>{html.escape(study.study_name)}</h1>"
-        f"<p class='quiet'>Trials: {states or 'none yet'}. Accuracy is measured on search-validation "
-        "images after quantization-aware finetuning; costs come from the hardware table.</p>"
+        f"<p class='quiet'>Trials: {states or 'none yet'}. Accuracy is measured on "
+        "search-validation images after quantization-aware finetuning; costs come "
+        "from the hardware table.</p>"
         f"{''.join(parts)}<h2>Front</h2><table>{cells}</table></body></html>"
     )
     replace_file(Path(path), document.encode())

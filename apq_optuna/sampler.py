@@ -75,26 +75,29 @@ class _Problem:
 class APQSampler(BaseSampler):
     """Joint architecture, pruning and quantization search as an Optuna sampler.
 
-    Objectives are known (computed from the parameters: latency, energy) or predicted (accuracy). An
-    ensemble predictor, transferred from fp32 pairs where there are any, gives mean and spread of the
-    predicted ones; an evolutionary search maximises the expected hypervolume improvement, which for
-    one predicted objective beside known ones is exact.
+    Objectives are known (computed from the parameters: latency, energy) or predicted (accuracy).
+    An ensemble predictor, transferred from fp32 pairs where there are any, gives mean and spread
+    of the predicted ones; an evolutionary search maximises the expected hypervolume improvement,
+    which for one predicted objective beside known ones is exact.
 
-    Without arguments it is a plain surrogate sampler on any space. All it knows is rebuilt from the
-    study's trials and its sources, so a resumed or second worker needs nothing but the same arguments.
+    Without arguments it is a plain surrogate sampler on any space. All it knows is rebuilt from
+    the study's trials and its sources, so a resumed or second worker needs nothing but the same
+    arguments.
 
     Args:
         space: The joint space. Parameters outside it go to the independent sampler.
         costs: Cost table of the target device; its metrics are known objectives, by metric name.
-        known: Further known objectives: metric name or objective index to a vectorised function from
-            a dict of parameter arrays to values `(n,)`.
+        known: Further known objectives: metric name or objective index to a vectorised function
+            from a dict of parameter arrays to values `(n,)`.
         budgets: Upper limits on known metrics (`{"latency_ms": 2.0}`); no proposal breaks them.
         source: fp32 pairs of the supernet, earlier studies over the same space, or a list of both.
         n_startup_trials: Space-filling trials before the predictor decides.
-        reference: Reference point by metric name; by default chance accuracy and the largest costs.
+        reference: Reference point by metric name; by default chance accuracy and the largest
+            costs.
         independent_sampler: For parameters outside the space; random by default.
         seed: Makes a sequential study reproducible.
-        warn_independent_sampling: Warn when a parameter of the joint space was sampled independently.
+        warn_independent_sampling: Warn when a parameter of the joint space was sampled
+            independently.
 
     Raises:
         InvalidArgumentError: Arguments that do not fit together.
@@ -124,7 +127,9 @@ class APQSampler(BaseSampler):
         self._known = dict(known or {})
         self._budgets = dict(budgets or {})
         self._reference = dict(reference or {})
-        sources = [] if source is None else [source] if isinstance(source, Source) else list(source)
+        sources = (
+            [] if source is None else [source] if isinstance(source, Source) else list(source)
+        )
         self._sources: list[Source] = sources
         self._n_startup_trials = n_startup_trials
         self._independent = independent_sampler or RandomSampler(seed=seed)
@@ -138,7 +143,9 @@ class APQSampler(BaseSampler):
         for store in self._sources:
             if isinstance(store, PairStore):
                 if space is None:
-                    raise InvalidArgumentError("source: fp32 pairs need the search space they are of")
+                    raise InvalidArgumentError(
+                        "source: fp32 pairs need the search space they are of"
+                    )
                 store.check_space(space)
         self._reset()
 
@@ -169,14 +176,14 @@ class APQSampler(BaseSampler):
                 least = float(self._compiled.minima[names.index(metric)])
                 if limit < least:
                     raise InfeasibleBudgetError(
-                        f"budgets[{metric!r}]={limit}: the cheapest configuration of the space takes "
-                        f"{least:.6g}; allow at least that"
+                        f"budgets[{metric!r}]={limit}: the cheapest configuration of the space "
+                        f"takes {least:.6g}; allow at least that"
                     )
 
     # ------------------------------------------------------------------ Optuna's interface
 
     def reseed_rng(self) -> None:
-        """New randomness, also for the independent sampler (Optuna calls it for parallel workers)."""
+        """New randomness, also for the independent sampler."""
         self._rng = np.random.default_rng()
         self._independent.reseed_rng()
 
@@ -196,7 +203,9 @@ class APQSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         with self._lock:
-            return self._independent.sample_independent(study, trial, param_name, param_distribution)
+            return self._independent.sample_independent(
+                study, trial, param_name, param_distribution
+            )
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -241,7 +250,11 @@ class APQSampler(BaseSampler):
 
     def _problem(self, study: Study, search_space: dict[str, BaseDistribution]) -> _Problem:
         joint = self.space is not None and search_space.keys() <= self.space.column.keys()
-        key = (study_key(study), joint, None if joint else tuple(sorted(search_space.items(), key=str)))
+        key: tuple[Any, ...] = (
+            study_key(study),
+            joint,
+            None if joint else tuple(sorted(search_space.items(), key=str)),
+        )
         try:
             return self._problems[key]
         except KeyError:
@@ -250,7 +263,9 @@ class APQSampler(BaseSampler):
             key = (study_key(study), joint, repr(search_space))
             if key in self._problems:
                 return self._problems[key]
-        space = self.space if joint and self.space else SearchSpace.from_distributions(search_space)
+        space = (
+            self.space if joint and self.space else SearchSpace.from_distributions(search_space)
+        )
         names = study.metric_names or [str(i) for i in range(len(study.directions))]
         table_index: list[int] = []
         table: CompiledCosts | None = None
@@ -263,7 +278,9 @@ class APQSampler(BaseSampler):
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
         problem = _Problem(space, joint, History(space, strict=joint), known, predicted, signs)
         problem.surrogates = [self._surrogate(problem, study, names, i) for i in predicted]
-        if not joint or self._joined(study):  # until then nothing says that the study is of this space
+        if not joint or self._joined(
+            study
+        ):  # until then nothing says that the study is of this space
             others = {k: p for k, p in self._problems.items() if k[0] != key[0]}
             self._problems = others | {key: problem}
         return problem
@@ -290,8 +307,8 @@ class APQSampler(BaseSampler):
             index = [list(names).index(metric) for metric in metrics if metric in names]
             if lacking:
                 reason = (
-                    f"the study's metrics are {list(names)}, without {lacking[0]!r} of the cost table; "
-                    "use study.set_metric_names(objective.metric_names)"
+                    f"the study's metrics are {list(names)}, without {lacking[0]!r} of the cost "
+                    "table; use study.set_metric_names(objective.metric_names)"
                 )
         else:
             index = list(range(1, 1 + len(metrics)))
@@ -324,7 +341,9 @@ class APQSampler(BaseSampler):
                 )
             index = metric if isinstance(metric, int) else list(names).index(metric)
             if not 0 <= index < len(names):
-                raise StudyMismatchError(f"known: the study has {len(names)} objectives, not {index}")
+                raise StudyMismatchError(
+                    f"known: the study has {len(names)} objectives, not {index}"
+                )
             functions[index] = function
         return functions
 
@@ -381,14 +400,23 @@ class APQSampler(BaseSampler):
     ) -> tuple[Genotypes, tuple[Floats, Floats] | None]:
         """Untried feasible genotypes, most promising first, and the predicted mean and spread."""
         constrain = _holder(fixed)
-        tried = RowSet(snapshot.tried) if len(snapshot.tried) and not _continuous(problem.space) else None
+        tried = (
+            RowSet(snapshot.tried)
+            if len(snapshot.tried) and not _continuous(problem.space)
+            else None
+        )
         if len(snapshot.genotypes) < self._n_startup_trials:
             rows = self._fill(problem, snapshot, constrain, tried)
             return rows, None
         score, predict = self._acquisition(problem, snapshot, tried)
         initial = self._start_population(problem, snapshot)
         result = evolve(
-            problem.space, score, rng=self._rng, options=SEARCH, initial=initial, constrain=constrain
+            problem.space,
+            score,
+            rng=self._rng,
+            options=SEARCH,
+            initial=initial,
+            constrain=constrain,
         )
         problem.population = result.genotypes
         good = result.scores > INFEASIBLE / 2
@@ -407,7 +435,9 @@ class APQSampler(BaseSampler):
     ) -> Genotypes:
         """Space-filling genotypes within the budgets, farthest from what was tried first."""
         space = problem.space
-        candidates = space.canonical(constrain(space_filling(space, STARTUP_CANDIDATES, self._rng)))
+        candidates = space.canonical(
+            constrain(space_filling(space, STARTUP_CANDIDATES, self._rng))
+        )
         allowed = self._violation(problem, candidates) == 0
         if tried is not None:
             allowed &= ~tried.contains(candidates)
@@ -436,7 +466,11 @@ class APQSampler(BaseSampler):
             return -self._violation(problem, rows) - again
 
         if np.prod(space.sizes.astype(float)) <= 1 << 16:  # a small space is looked at whole
-            grid = np.indices(space.sizes).reshape(len(space.sizes), -1).T.astype(np.int32)
+            grid = (
+                np.indices(tuple(space.sizes.tolist()))
+                .reshape(len(space.sizes), -1)
+                .T.astype(np.int32)
+            )
             rows = np.unique(space.canonical(constrain(grid)), axis=0)
             scores = score(rows)
         else:
@@ -444,12 +478,12 @@ class APQSampler(BaseSampler):
             result = evolve(space, score, rng=self._rng, options=options, constrain=constrain)
             rows, scores = result.genotypes, result.scores
         if (scores == 0).any():
-            return rows[scores == 0]
+            return np.asarray(rows[scores == 0])
         inside = self._violation(problem, rows) == 0
         if inside.any():  # everything feasible was tried: once more is all that is left
-            return rows[inside]
+            return np.asarray(rows[inside])
         raise InfeasibleBudgetError(
-            f"budgets={self._budgets}: no configuration that meets all of them was found; raise one"
+            f"budgets={self._budgets}: no configuration that meets all was found; raise one"
         )
 
     def _violation(self, problem: _Problem, rows: Genotypes) -> Floats:
@@ -462,7 +496,9 @@ class APQSampler(BaseSampler):
             total += UNKNOWN_COST * ~np.isfinite(costs).all(axis=1)
         if problem.known.functions:
             values = problem.known(rows)
-            columns |= {problem.known.names[i]: values[:, c] for c, i in enumerate(problem.known.index)}
+            columns |= {
+                problem.known.names[i]: values[:, c] for c, i in enumerate(problem.known.index)
+            }
         for metric, limit in self._budgets.items():
             if metric in columns:
                 value = np.where(np.isfinite(columns[metric]), columns[metric], limit)
@@ -586,7 +622,8 @@ class APQSampler(BaseSampler):
         """Claims the best genotype that no other worker holds.
 
         A running trial shows no parameters at first, so each proposal is written as an attribute,
-        the running trials are read again, and where two hold the same one the later trial moves on.
+        the running trials are read again, and where two hold the same one the later trial moves
+        on.
         """
         positions = range(min(len(ranked), CLAIM_TRIES))
         for position in positions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning
@@ -98,7 +98,7 @@ def _bad_url(url: str, error: Exception | None) -> InvalidArgumentError:
     )
 
 
-def _on_error(context: ExceptionContext) -> NoReturn | None:
+def _on_error(context: ExceptionContext) -> None:
     """Turns the driver's report of a lost database into one error that says what to do."""
     if isinstance(context.original_exception, sqlite3.OperationalError) or context.is_disconnect:
         url = context.engine.url.render_as_string(hide_password=True) if context.engine else ""

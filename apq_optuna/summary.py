@@ -66,7 +66,9 @@ class StudySummary:
             lines.append(f"fp32 accuracy: {attributes['fp32_accuracy']:.4g}")
         if "macs" in attributes:
             lines.append(f"{attributes['macs'] / 1e6:.2f} MMACs")
-        bits = [value for name, value in self.trials[index].params.items() if name.endswith("_bits")]
+        bits = [
+            value for name, value in self.trials[index].params.items() if name.endswith("_bits")
+        ]
         if bits:
             lines.append(f"mean bits: {np.mean(bits):.2f}")
         return "<br>".join(lines)
@@ -112,7 +114,9 @@ def summarise(study: Study) -> StudySummary:
         if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all()
     ]
     if any(len(trial.values) != m for trial in trials):
-        raise StudyMismatchError("the study's trials have another number of values than directions")
+        raise StudyMismatchError(
+            "the study's trials have another number of values than directions"
+        )
     values = np.array([trial.values for trial in trials], float).reshape(len(trials), m)
     signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
     predicted = np.array(
@@ -128,6 +132,6 @@ def summarise(study: Study) -> StudySummary:
         ["accuracy"] if m == 1 else ["accuracy", *(f"objective {i}" for i in range(1, m))]
     )
     return StudySummary(
-        list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted, front,
-        trials, states,
+        list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted,
+        front, trials, states,
     )  # fmt: skip

@@ -107,7 +107,13 @@ class Surrogate:
         extra: tuple[Floats, Floats] | None = None,
         seed: int = 0,
     ) -> None:
-        self.space, self.base, self.replay, self.extra, self.seed = space, base, replay, extra, seed
+        self.space, self.base, self.replay, self.extra, self.seed = (
+            space,
+            base,
+            replay,
+            extra,
+            seed,
+        )
         self.predictor: AccuracyPredictor | None = None
         self._rows = 0
         self._full_rows = 0

@@ -1,4 +1,5 @@
-"""BitFusion (Sharma et al., ISCA 2018): a systolic array whose multipliers fuse or split with the bits.
+"""BitFusion (Sharma et al., ISCA 2018): a systolic array whose multipliers fuse or split with the
+bits.
 
 This model reproduces the table behind the APQ paper: integer cycles exactly, energies to rounding.
 
@@ -73,7 +74,9 @@ class BitFusion(Device):
         for attribute in ("rows", "columns", "weight_kib", "activation_kib", "output_kib",
                           "bandwidth_bits", "frequency_hz"):  # fmt: skip
             if not getattr(self, attribute) > 0:
-                raise InvalidArgumentError(f"{attribute}={getattr(self, attribute)}: must be positive")
+                raise InvalidArgumentError(
+                    f"{attribute}={getattr(self, attribute)}: must be positive"
+                )
 
     def provenance(self) -> dict[str, object]:
         """The parameters of the array."""
@@ -187,7 +190,9 @@ class BitFusion(Device):
             total, held = _reuse(order, n, traffic, footprint, usable)
             read, write = total["A"] + total["W"] + total["O"], total["O"]
             bandwidth = self.bandwidth_bits
-            fill = -(-(held["A"] + held["W"] + held["O"]) // bandwidth) + -(-held["O"] // bandwidth)
+            fill = -(-(held["A"] + held["W"] + held["O"]) // bandwidth) + -(
+                -held["O"] // bandwidth
+            )
             cycles = np.maximum(compute + fill, -(-read // bandwidth) + -(-write // bandwidth))
             energy = (
                 compute * self.core_nj
@@ -230,7 +235,7 @@ def bitfusion(
     bandwidth_bits: int = 192,
     frequency_hz: float = 500e6,
 ) -> BitFusion:
-    """A BitFusion array; the defaults are the published design. Energies stay the published ones."""
+    """A BitFusion array, by default the published design; energies stay the published ones."""
     return BitFusion(
         rows=rows,
         columns=columns,

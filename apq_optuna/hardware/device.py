@@ -85,7 +85,9 @@ class Device:
         ]
         for name, given in zip(("w_bits", "a_bits"), widths, strict=True):
             if len(given) != len(layers):
-                raise InvalidArgumentError(f"{name} has {len(given)} widths for {len(layers)} layers")
+                raise InvalidArgumentError(
+                    f"{name} has {len(given)} widths for {len(layers)} layers"
+                )
         costs = [self.cost(layer, w, a) for layer, w, a in zip(layers, *widths, strict=True)]
         energies = [energy for _, energy in costs if energy is not None]
         return sum(ms for ms, _ in costs), (

@@ -1,4 +1,4 @@
-"""`layers_of`: the convolutions and linear layers of any torch model, with the shapes they really see."""
+"""`layers_of`: the convolutions and linear layers of any torch model, with their true shapes."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class _Recorder(TorchDispatchMode):
         elif any(word in name for word in _COMPUTES) and not name.startswith(_FREE):
             shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
             raise UnsupportedLayerError(
-                f"operator aten::{name} on {shapes} computes but is neither a 2-d convolution nor a "
-                "linear layer, so it has no price"
+                f"operator aten::{name} on {shapes} computes but is neither a 2-d convolution nor "
+                "a linear layer, so it has no price"
             )
         return result
 

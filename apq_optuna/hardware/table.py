@@ -1,4 +1,4 @@
-"""`CostTable`: what every layer choice costs on one device, and genotypes priced by array gathers."""
+"""`CostTable`: what every layer choice costs on one device; genotypes priced by gathers."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class CostTable:
         """A function from genotypes to costs.
 
         Raises:
-            CostTableError: The table lacks a fixed layer of the space, or lacks some searched layer
-                at every bit-width.
+            CostTableError: The table lacks a fixed layer of the space, or lacks some searched
+                layer at every bit-width.
         """
         return CompiledCosts(self, space)
 
@@ -169,7 +169,9 @@ class CostTable:
             raise CostTableError(f"{path}: schema={document.get('schema')!r}; expected {SCHEMA}")
         units, rows = document.get("units"), document.get("entries")
         if not isinstance(units, dict) or not isinstance(rows, list):
-            raise CostTableError(f"{path}: 'units' (an object) and 'entries' (a list) are required")
+            raise CostTableError(
+                f"{path}: 'units' (an object) and 'entries' (a list) are required"
+            )
         entries: dict[Key, Cost] = {}
         for number, row in enumerate(rows):
             try:
@@ -244,8 +246,8 @@ class CompiledCosts:
                 fixed += np.array(table.entries[key][:m], float)
             elif not table.partial:
                 raise CostTableError(
-                    f"the cost table of {table.device!r} lacks the fixed layer {placed.name} of this "
-                    f"space: {_name(*key)}; build the table for this space"
+                    f"the cost table of {table.device!r} lacks the fixed layer {placed.name} of "
+                    f"this space: {_name(*key)}; build the table for this space"
                 )
         self.fixed = fixed
         blocks = [(s, b) for s, st in enumerate(spec.stages) for b in range(st.depths[-1])]
@@ -333,8 +335,8 @@ def _layer_costs(
     )
     if np.isinf(costs).all():
         raise CostTableError(
-            f"the cost table of {table.device!r} lacks {_name(layer, bits[-1], bits[-1])} and every "
-            "other bit-width of it; build the table for this space"
+            f"the cost table of {table.device!r} lacks {_name(layer, bits[-1], bits[-1])} and "
+            "every other bit-width of it; build the table for this space"
         )
     return costs
 
@@ -347,5 +349,6 @@ def _name(layer: ConvLayer, w_bits: int, a_bits: int) -> str:
     kind = "linear" if layer.linear else "depthwise" if layer.depthwise else "convolution"
     return (
         f"{kind} {layer.in_channels}->{layer.out_channels} kernel {layer.kernel_size} "
-        f"stride {layer.stride} groups {layer.groups} at input {layer.input_size}, W{w_bits}A{a_bits}"
+        f"stride {layer.stride} groups {layer.groups} at input {layer.input_size}, "
+        f"W{w_bits}A{a_bits}"
     )

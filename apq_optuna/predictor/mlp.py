@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ _PRIOR_SPREAD = 0.5
 
 
 class AccuracyPredictor:
-    """Mean and spread of a network's accuracy from its features (Wang et al., CVPR 2020, section 3.2).
+    """Mean and spread of a network's accuracy from its features (Wang et al., CVPR 2020, section
+    3.2).
 
     Args:
         num_features: F.
@@ -68,7 +70,7 @@ class AccuracyPredictor:
         sizes = (num_features, hidden, hidden, hidden, 1)
         self.weights: list[Tensor] = []
         self.biases: list[Tensor] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             gain = (2.0 / inputs) ** 0.5 if outputs > 1 else 0.1 / inputs**0.5
             if inputs == num_features:  # about one column in six of a one-hot row is set
                 gain = (2.0 / max(1.0, num_features / 6)) ** 0.5
@@ -101,7 +103,8 @@ class AccuracyPredictor:
     def predict(self, features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and standard deviation of each row, both `(n,)`.
 
-        The spread is the members' disagreement, scaled and floored so that it matches what held-out
+        The spread is the members' disagreement, scaled and floored so that it matches what
+        held-out
         residuals showed: a linear combination of variances.
         """
         each = self.member_predictions(features)
@@ -333,7 +336,7 @@ class AccuracyPredictor:
 
 
 def _unit(y: Tensor) -> float:
-    """Standard unit of targets: a robust spread, so that a few collapsed networks do not set it."""
+    """Standard unit of targets: a robust spread, which a few collapsed networks do not set."""
     std = float(y.std(correction=0))
     deviation = 1.4826 * float((y - y.median()).abs().median())
     return max(min(max(deviation, std / 4), std), 1e-4)
@@ -344,8 +347,8 @@ def _checked(features: Floats, targets: Floats, width: int) -> tuple[Tensor, Ten
     y = torch.from_numpy(np.ascontiguousarray(targets, np.float32))
     if x.ndim != 2 or x.shape[1] != width or y.shape != (len(x),) or not len(y):
         raise InvalidArgumentError(
-            f"features {tuple(x.shape)} and targets {tuple(y.shape)}: expected (n, {width}) and (n,) "
-            "with n > 0"
+            f"features {tuple(x.shape)} and targets {tuple(y.shape)}: expected (n, {width}) "
+            "and (n,) with n > 0"
         )
     if not bool(torch.isfinite(y).all()):
         raise InvalidArgumentError("targets hold NaN or infinite values; leave those rows out")

@@ -8,7 +8,12 @@ from apq_optuna.quantization.finetune import (
     quantized_network,
 )
 from apq_optuna.quantization.network import calibrate, load_network, quantize_network, save_network
-from apq_optuna.quantization.quantizers import calibrated_scale, code_range, fake_quantize, quantize
+from apq_optuna.quantization.quantizers import (
+    calibrated_scale,
+    code_range,
+    fake_quantize,
+    quantize,
+)
 
 __all__ = [
     "DivergedError",

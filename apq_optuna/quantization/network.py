@@ -16,6 +16,7 @@ from apq_optuna._files import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
 from apq_optuna.quantization.quantizers import calibrated_scale, code_range, fake_quantize
 from apq_optuna.space import FLOAT_BITS, Block, PlacedLayer, SearchSpace, Subnet
+from apq_optuna.supernet.elastic import channels_last
 from apq_optuna.supernet.network import ConvNorm, SubnetModule
 
 CALIBRATION_VALUES = 1 << 16
@@ -35,8 +36,8 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         weight_scale: `(out, 1, ...)`, one step per output channel.
-        activation_scale: `()`, one step for the input tensor; started by the first batch seen while
-            `calibrating`.
+        activation_scale: `()`, one step for the input tensor; started by the first batch seen
+            while `calibrating`.
     """
 
     def __init__(
@@ -126,7 +127,8 @@ def quantize_network(module: SubnetModule, subnet: Subnet) -> SubnetModule:
             layer = QuantizedLayer(weight, bias, placed, signed=signed, relu=False)
         setattr(parent, attribute, layer)
     result.description = subnet
-    return result.to(memory_format=torch.channels_last)
+    channels_last(result)
+    return result
 
 
 def quantized_layers(module: nn.Module) -> list[QuantizedLayer]:

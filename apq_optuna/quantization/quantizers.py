@@ -31,7 +31,7 @@ class _FakeQuantize(torch.autograd.Function):
     """Quantize and dequantize; the gradients of Esser et al., ICLR 2020, eq. 3 and 5."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, scale_gradient: float
     ) -> Tensor:
         ctx.save_for_backward(x, scale)
@@ -39,7 +39,7 @@ class _FakeQuantize(torch.autograd.Function):
         return quantize(x, scale, low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale = ctx.saved_tensors
         low, high, scale_gradient = ctx.codes
         v = x / scale
@@ -55,7 +55,8 @@ class _FakeQuantize(torch.autograd.Function):
 def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """`x` rounded to the grid of `scale`, differentiable in both (LSQ).
 
-    The gradient of the scale is normalised by `1 / sqrt(values per scale * high)` (LSQ, section 2.2).
+    The gradient of the scale is normalised by `1 / sqrt(values per scale * high)` (LSQ, section
+    2.2).
 
     Args:
         x: Values.
@@ -89,7 +90,9 @@ def calibrated_scale(x: Tensor, low: int, high: int, *, per_channel: bool = Fals
     best, best_error = full, torch.full_like(full, math.inf)
     for share in torch.linspace(1.0, 0.2, 17).tolist():
         scale = full * share
-        error = quantize(rows, scale, low, high).mul_(scale).sub_(rows).square_().sum(1, keepdim=True)
+        error = (
+            quantize(rows, scale, low, high).mul_(scale).sub_(rows).square_().sum(1, keepdim=True)
+        )
         best = torch.where(error < best_error, scale, best)
         best_error = torch.minimum(error, best_error)
     return best.view(-1, *[1] * (x.ndim - 1)) if per_channel else best.reshape(())

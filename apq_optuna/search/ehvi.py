@@ -7,12 +7,14 @@ Notation:
     mu, sd  mean and standard deviation of its accuracy, `(n,)`
     t_0     reference accuracy; t_1 < ... < t_K the accuracies of the front
     r       reference costs, `(m,)`
-    V_k(c)  volume in cost space between c and r that no front point of accuracy >= t_{k+1} dominates
+    V_k(c)  volume in cost space between c and r that no front point of accuracy >= t_{k+1}
+    dominates
 
     EHVI(x) = sum_k V_k(c(x)) * integral of P(accuracy > t) over [t_k, t_{k+1}]
 
 The last interval is open. With a normal distribution the integral above a level is
-psi(t) = sd * (phi(z) - z * (1 - Phi(z))), z = (t - mu) / sd, so each term is psi(t_k) - psi(t_{k+1}).
+psi(t) = sd * (phi(z) - z * (1 - Phi(z))), z = (t - mu) / sd, so each term is psi(t_k) -
+psi(t_{k+1}).
 The sum is exact: integrate the gain over accuracy first, and the volume in cost space is constant
 between two neighbouring accuracies of the front.
 """
@@ -54,7 +56,7 @@ class KnownCostEHVI:
             )
         accuracies = np.asarray(accuracies, float)
         costs = np.asarray(costs, float).reshape(len(accuracies), len(self.r))
-        inside = (accuracies > reference_accuracy) & (costs < self.r).all(axis=1)
+        inside = np.asarray((accuracies > reference_accuracy) & (costs < self.r).all(axis=1))
         points = np.column_stack([-accuracies[inside], costs[inside]])
         front = points[nondominated(points)] if len(points) else points
         levels = np.unique(-front[:, 0])
@@ -109,7 +111,7 @@ class KnownCostEHVI:
 
         A candidate with an infinite cost has none. A standard deviation of 0 gives the exact gain.
         """
-        finite = np.isfinite(costs).all(axis=1)
+        finite = np.asarray(np.isfinite(costs).all(axis=1))
         safe = np.where(finite[:, None], costs, self.r)
         above = expected_excess(self.t[None, :], mean[:, None], std[:, None])
         share = above - np.concatenate([above[:, 1:], np.zeros((len(above), 1))], axis=1)

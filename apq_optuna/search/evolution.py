@@ -70,13 +70,13 @@ class Variation:
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         groups: dict[tuple[int, int, str], int] = {}
-        keys = [
-            (d.stage, d.block, "" if d.block >= 0 else d.name) for d in space.decisions
-        ]
+        keys = [(d.stage, d.block, "" if d.block >= 0 else d.name) for d in space.decisions]
         self.group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.intp)
         self.num_groups = len(groups)
 
-    def mutate(self, parents: Genotypes, probability: float, rng: np.random.Generator) -> Genotypes:
+    def mutate(
+        self, parents: Genotypes, probability: float, rng: np.random.Generator
+    ) -> Genotypes:
         """Each group redrawn with `probability`, and at least one group of every child."""
         n = len(parents)
         hit = rng.random((n, self.num_groups)) < probability

@@ -153,7 +153,9 @@ def decision_from_distribution(name: str, distribution: BaseDistribution) -> Dec
                 for i in range(count)
             )
             return Decision(name, levels, role, low=low, high=high, log=log, step=step)
-    cells = MAX_LEVELS if role == "float" else int(min(MAX_LEVELS, (high - low) // (step or 1) + 1))
+    cells = (
+        MAX_LEVELS if role == "float" else int(min(MAX_LEVELS, (high - low) // (step or 1) + 1))
+    )
     blank = Decision(name, tuple(range(cells)), role, -1, -1, low, high, log, step, grid=True)
     centre = _Centre()
     levels = tuple(blank.value_of(i, centre) for i in range(cells))  # type: ignore[arg-type]

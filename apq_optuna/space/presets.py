@@ -60,9 +60,7 @@ _IMAGENET = NetworkSpec(
     bits=(4, 6, 8),
 )
 
-PRESETS: dict[str, NetworkSpec] = {
-    spec.name: spec for spec in (_DIGITS, _CIFAR10, _IMAGENET)
-}
+PRESETS: dict[str, NetworkSpec] = {spec.name: spec for spec in (_DIGITS, _CIFAR10, _IMAGENET)}
 
 
 def network_spec(

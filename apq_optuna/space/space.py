@@ -62,7 +62,7 @@ class SearchSpace:
         num_classes: int | None = None,
         bits: tuple[int, ...] | None = None,
     ) -> SearchSpace:
-        """A preset's joint space (`digits`, `cifar10`, `imagenet`), fitted to the user's images."""
+        """A preset's joint space (`digits`, `cifar10`, `imagenet`), fitted to one's images."""
         return cls.from_network(
             network_spec(
                 name,
@@ -85,7 +85,9 @@ class SearchSpace:
                 channels = spec.channel_choices(s, b)
                 decisions.append(Decision(f"{name}.kernel", stage.kernels, "kernel", s, b))
                 decisions.append(Decision(f"{name}.channels", channels, "channels", s, b))
-                decisions += [Decision(f"{name}.{bit}", spec.bits, "bits", s, b) for bit in BIT_NAMES]
+                decisions += [
+                    Decision(f"{name}.{bit}", spec.bits, "bits", s, b) for bit in BIT_NAMES
+                ]
         return cls(decisions, spec)
 
     @classmethod
@@ -181,7 +183,7 @@ class SearchSpace:
         self._thresholds = np.array([g[2] for g in self._governed], np.int32)
 
     def active(self, genotypes: Genotypes) -> NDArray[np.bool_]:
-        """Which decisions are in use, `(n, D) bool`: False in blocks beyond their stage's depth."""
+        """Which decisions are in use, `(n, D) bool`: not those beyond their stage's depth."""
         mask = np.ones(genotypes.shape, bool)
         if len(self._governed_columns):
             mask[:, self._governed_columns] = genotypes[:, self._governing] >= self._thresholds
@@ -248,7 +250,7 @@ class SearchSpace:
         if lacking.any():
             names = [self.decisions[c].name for c in np.flatnonzero(lacking)[:5]]
             raise SpaceError(f"parameters of the search space are missing: {', '.join(names)}")
-        return self.canonical(row[None])[0]
+        return np.asarray(self.canonical(row[None])[0])
 
     def suggest(self, trial: BaseTrial) -> Subnet:
         """Suggests every active decision from a trial, define-by-run, and reads the network."""
@@ -334,7 +336,7 @@ class SearchSpace:
 
     def feature_indices(self, genotypes: Genotypes) -> NDArray[np.int64]:
         """The set one-hot columns of each genotype, `(n, D)`; `num_features` means none."""
-        columns = self._feature_table[genotypes + self._feature_offset]
+        columns: NDArray[np.int64] = self._feature_table[genotypes + self._feature_offset]
         if len(self._governed_columns):
             inactive = genotypes[:, self._governing] < self._thresholds
             governed = columns[:, self._governed_columns]

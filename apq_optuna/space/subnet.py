@@ -1,8 +1,9 @@
 """What one genotype means as a network: layers with shapes, channels and bit-widths.
 
-The network family is MobileNet-style (Cai et al., ICLR 2020; Wang et al., CVPR 2020): a stem, one fixed
-depthwise-separable block, stages of inverted residual blocks, a last 1x1 convolution and a classifier.
-Only the inverted residual blocks are searched; everything else is fixed at `FIXED_BITS`.
+The network family is MobileNet-style (Cai et al., ICLR 2020; Wang et al., CVPR 2020): a stem, one
+fixed depthwise-separable block, stages of inverted residual blocks, a last 1x1 convolution and a
+classifier. Only the inverted residual blocks are searched; everything else is fixed at
+`FIXED_BITS`.
 """
 
 import math
@@ -62,8 +63,10 @@ class ConvLayer:
     @property
     def weights(self) -> int:
         """Number of weights, biases not counted."""
-        return self.out_channels * (self.in_channels // self.groups) * math.prod(
-            as_pair(self.kernel_size)
+        return (
+            self.out_channels
+            * (self.in_channels // self.groups)
+            * math.prod(as_pair(self.kernel_size))
         )
 
     @property
@@ -96,7 +99,8 @@ class StageSpec:
         stride: Stride of the stage's first block.
         depths: Allowed numbers of blocks, ascending.
         kernels: Allowed depthwise kernel sizes, odd, ascending.
-        expansion: Lowest and highest expanded channels, as multiples of the block's input channels.
+        expansion: Lowest and highest expanded channels, as multiples of the block's input
+            channels.
     """
 
     out_channels: int

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from apq_optuna._files import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet.elastic import channels_last
 
 if TYPE_CHECKING:
     from apq_optuna.supernet.network import OnceForAllNet
@@ -60,14 +59,14 @@ def load_supernet(path: str | Path, *, space: SearchSpace | None = None) -> Once
         raise CheckpointError(f"{folder / 'supernet.json'}: {error}") from error
     if space is not None and space.architecture_hash != own.architecture_hash:
         raise CheckpointError(
-            f"{folder} is of another search space ({own.architecture_hash}) than the one asked for "
-            f"({space.architecture_hash}); train a supernet for this space, or use its own"
+            f"{folder} is of another search space ({own.architecture_hash}) than the one asked "
+            f"for ({space.architecture_hash}); train a supernet for this space, or use its own"
         )
     net = OnceForAllNet(space or own)
     expected = net.state_dict()
     if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in expected.items()}:
         raise CheckpointError(f"{folder}: the tensors do not fit the space in its sidecar")
     net.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
-    net.to(memory_format=torch.channels_last)
+    channels_last(net)
     net.data_info = dict(about.get("data") or {})
     return net.eval()

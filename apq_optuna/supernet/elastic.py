@@ -12,13 +12,19 @@ from torch import Tensor, nn
 from apq_optuna.space import Block
 
 
+def channels_last(module: nn.Module) -> None:
+    """Lays out a module's weights channels last, which convolves about twice as fast on CPUs."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+
+
 def elastic_batch_norm(x: Tensor, norm: nn.BatchNorm2d, training: bool) -> Tensor:
     """BatchNorm over the first `x.shape[1]` channels of `norm`."""
     c = x.shape[1]
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
     return F.batch_norm(
-        x, mean[:c], var[:c], norm.weight[:c], norm.bias[:c], training, norm.momentum or 0.1, norm.eps
+        x, mean[:c], var[:c], norm.weight[:c], norm.bias[:c], training, norm.momentum or 0.1,
+        norm.eps
     )  # fmt: skip
 
 

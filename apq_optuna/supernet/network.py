@@ -1,9 +1,9 @@
 """The once-for-all network: every subnet of a space, in one set of weights.
 
-    stem 3x3 - BN - ReLU
-    first:  depthwise 3x3 - BN - ReLU, pointwise - BN
-    stages: inverted residual blocks (elastic depth, kernel, channels)
-    last 1x1 - BN - ReLU - global average pool - classifier
+stem 3x3 - BN - ReLU
+first:  depthwise 3x3 - BN - ReLU, pointwise - BN
+stages: inverted residual blocks (elastic depth, kernel, channels)
+last 1x1 - BN - ReLU - global average pool - classifier
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from apq_optuna.errors import SpaceError
 from apq_optuna.space import Block, NetworkSpec, SearchSpace, Subnet
-from apq_optuna.supernet.elastic import ElasticBlock, elastic_batch_norm
+from apq_optuna.supernet.elastic import ElasticBlock, channels_last, elastic_batch_norm
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
@@ -65,10 +65,10 @@ class OnceForAllNet(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
         self.largest = space.decode(space.extreme(largest=True)[0])
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
-        """`(B, C, H, W)` images to `(B, num_classes)` logits of `subnet`, by default the largest."""
+        """`(B, C, H, W)` images to `(B, num_classes)` logits; by default of the largest subnet."""
         x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
         x = F.relu(self.first_depthwise_norm(self.first_depthwise(x)), inplace=True)
         x = self.first_project_norm(self.first_project(x))
@@ -121,7 +121,7 @@ class OnceForAllNet(nn.Module):
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> Path:
-        """Writes `path/supernet.safetensors` and its JSON sidecar; see `checkpoint.save_supernet`."""
+        """Writes a checkpoint folder; see `checkpoint.save_supernet`."""
         from apq_optuna.supernet.checkpoint import save_supernet
 
         return save_supernet(self, path)
@@ -132,7 +132,8 @@ class OnceForAllNet(nn.Module):
 
         Args:
             path: Folder that `save` wrote, or the name of a supernet that comes with the package.
-            space: The space the checkpoint must be of; bit-widths may differ, and are then `space`'s.
+            space: The space the checkpoint must be of; bit-widths may differ, and are then
+                `space`'s.
         """
         from apq_optuna.supernet.checkpoint import load_supernet
 
@@ -200,6 +201,7 @@ class SubnetModule(nn.Module):
         super().__init__()
         spec = subnet.spec
         self.description = subnet
+        self.about: dict[str, Any] = {}
         self.stem = ConvNorm(spec.in_channels, spec.stem_channels, 3, spec.stem_stride)
         self.first = SeparableBlock(spec)
         self.block_names = [_key(block.stage, block.index) for block in subnet.blocks]
@@ -211,7 +213,7 @@ class SubnetModule(nn.Module):
         )
         self.last = ConvNorm(spec.stages[-1].out_channels, spec.last_channels, 1)
         self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def layer_slots(self) -> list[tuple[nn.Module, str, bool]]:
         """Where each layer of `Subnet.layers()` sits, in that order.
@@ -224,7 +226,11 @@ class SubnetModule(nn.Module):
             (self, "stem", True), (self.first, "depthwise", False), (self.first, "project", False),
         ]  # fmt: skip
         for block in self.blocks.values():
-            slots += [(block, "expand", True), (block, "depthwise", False), (block, "project", False)]
+            slots += [
+                (block, "expand", True),
+                (block, "depthwise", False),
+                (block, "project", False),
+            ]
         return [*slots, (self, "last", True), (self, "classifier", False)]
 
     def searched_blocks(self) -> list[InvertedResidual]:

@@ -1,13 +1,14 @@
 """Supernet training: progressive shrinking with a sandwich step.
 
-Phases open one choice after another: the largest network alone, then kernel sizes, then depths, then
-channels (Cai et al., ICLR 2020). Once there is a choice, each step trains the largest network on labels
-and, distilled from that step's own largest logits, the smallest network of the phase and a random one
-(the sandwich rule and in-place distillation of Yu et al., ECCV 2020). One cosine spans all phases.
+Phases open one choice after another: the largest network alone, then kernel sizes, then depths,
+then channels (Cai et al., ICLR 2020). Once there is a choice, each step trains the largest
+network on labels and, distilled from that step's own largest logits, the smallest network of the
+phase and a random one (the sandwich rule and in-place distillation of Yu et al., ECCV 2020). One
+cosine spans all phases.
 
 Progress is measured in epochs or, with `minutes`, in training time, so that a plan on an unknown
-machine ends when it should. A checkpoint holds weights, momentum, generators and progress; a run that
-finds one of the same space, data and plan goes on from it.
+machine ends when it should. A checkpoint holds weights, momentum, generators and progress; a run
+that finds one of the same space, data and plan goes on from it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +96,7 @@ def resolve_device(device: str) -> str:
 
 
 def check_data(net: OnceForAllNet, data: ImageData) -> None:
-    """Raises `DataError` where images do not fit a supernet: size, channels, classes or scaling."""
+    """Raises `DataError` where images do not fit a supernet."""
     spec = net.spec
     wanted = (spec.image_size, spec.in_channels, spec.num_classes)
     given = (data.image_size, data.channels, data.num_classes)
@@ -106,8 +108,8 @@ def check_data(net: OnceForAllNet, data: ImageData) -> None:
     trained_with = net.data_info.get("split_hash")
     if trained_with is not None and trained_with != data.split_hash:
         raise DataError(
-            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained on "
-            f"(split {trained_with}): its search-validation images may have been trained on"
+            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained "
+            f"on (split {trained_with}): its search-validation images may have been trained on"
         )
 
 
@@ -127,7 +129,8 @@ def train_supernet(
         net: A supernet; its weights are trained in place.
         data: The images; only `data.train` is used.
         plan: How long and how.
-        path: Folder for `training.safetensors` while it runs and `supernet.safetensors` at the end.
+        path: Folder for `training.safetensors` while it runs and `supernet.safetensors` at the
+            end.
         device: `auto`, `cpu` or `cuda`.
         seed: Of order, augmentation and sampled subnets.
         report: Called after each step with progress in [0, 1], the phase, and the largest
@@ -176,7 +179,10 @@ class _Trainer:
         self.rng = np.random.default_rng(seed)
         decay = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
-        groups = [{"params": decay, "weight_decay": plan.weight_decay}, {"params": plain}]
+        groups: list[dict[str, Any]] = [
+            {"params": decay, "weight_decay": plan.weight_decay},
+            {"params": plain},
+        ]
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.seconds = 0.0
         self.step = 0
