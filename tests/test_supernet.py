@@ -1,0 +1,232 @@
+"""The supernet: what is extracted is what was trained, and training resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import apq_optuna as apq
+from apq_optuna.data import ImageData
+from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
+from apq_optuna.quantization import fp32_network
+from apq_optuna.space import SearchSpace
+from apq_optuna.supernet import OnceForAllNet, TrainingPlan, accuracy, recalibrate, train_supernet
+
+IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_largest_subnet_is_the_supernet(supernet: OnceForAllNet) -> None:
+    torch.testing.assert_close(supernet.subnet(supernet.largest)(IMAGES), supernet(IMAGES))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_subnet_computes_what_the_supernet_does(supernet: OnceForAllNet, seed: int) -> None:
+    rows = supernet.space.sample(3, np.random.default_rng(seed))
+    for subnet in map(supernet.space.decode, rows):
+        torch.testing.assert_close(supernet.subnet(subnet)(IMAGES), supernet(IMAGES, subnet))
+
+
+def test_sorting_channels_keeps_the_function(supernet: OnceForAllNet) -> None:
+    before = supernet(IMAGES)
+    for block in supernet.elastic_blocks():
+        block.sort_channels()
+        importance = block.project.weight.abs().sum((0, 2, 3))
+        assert (importance.diff() <= 1e-6).all()
+    torch.testing.assert_close(supernet(IMAGES), before, rtol=1e-4, atol=1e-5)
+
+
+def test_smaller_kernels_are_the_transformed_centre() -> None:
+    space = SearchSpace.preset("cifar10")
+    block = next(iter(OnceForAllNet(space).elastic_blocks()))
+    elastic = block.depthwise
+    torch.testing.assert_close(elastic.kernel(5, 8), elastic.weight[:8, :, 1:6, 1:6])
+    with torch.no_grad():
+        elastic.transforms["to5"].mul_(2.0)
+    torch.testing.assert_close(elastic.kernel(3, 8), 2 * elastic.weight[:8, :, 2:5, 2:5])
+
+
+def test_training_learns(supernet: OnceForAllNet, digits: ImageData) -> None:
+    for largest in (True, False):
+        subnet = supernet.space.decode(supernet.space.extreme(largest=largest)[0])
+        assert accuracy(fp32_network(supernet, subnet, digits, 512, 0), digits) > 0.5
+
+
+def test_recalibration_uses_the_given_images_alone(
+    supernet: OnceForAllNet, digits: ImageData
+) -> None:
+    module = supernet.subnet(supernet.largest)
+    images, labels = next(digits.training_batches(256, torch.Generator(), augment=False))
+    recalibrate(module, [(images, labels)])
+    assert not module.training
+    activations = module.stem.conv(images)
+    mean = module.stem.norm.running_mean
+    torch.testing.assert_close(mean, activations.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    first = module(images)
+    recalibrate(module, [(images, labels)])
+    torch.testing.assert_close(module(images), first)
+
+
+# ---------------------------------------------------------------------- training that stops
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    plan = TrainingPlan(epochs=2, batch_size=256, checkpoint_seconds=0.0)
+
+    def train(folder: Path, report: Callable[[float, str, float], None] | None) -> OnceForAllNet:
+        torch.manual_seed(0)
+        net = OnceForAllNet(SearchSpace.preset("digits"))
+        return train_supernet(net, digits, plan, folder, device="cpu", report=report)
+
+    whole = train(tmp_path / "whole", None)
+    seen: list[str] = []
+
+    def stop(progress: float, phase: str, loss: float) -> None:
+        seen.append(phase)
+        if progress > 0.5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "broken", stop)
+    steps = len(seen)
+    resumed = train(tmp_path / "broken", lambda progress, phase, loss: seen.append(phase))
+    # the step whose report raised was not checkpointed: it is done once more, nothing else is
+    assert len(seen) - steps == 6 - steps + 1
+    assert seen[0] == "largest"
+    assert seen[-1] == "channels"
+    # a pass over the images starts anew after a stop, so weights differ in order of images only
+    assert set(whole.state_dict()) == set(resumed.state_dict())
+    assert all(torch.isfinite(value).all() for value in resumed.state_dict().values())
+
+
+def test_a_run_of_other_settings_is_refused(digits: ImageData, tmp_path: Path) -> None:
+    def train(epochs: float) -> None:
+        net = OnceForAllNet(SearchSpace.preset("digits"))
+        train_supernet(net, digits, TrainingPlan(epochs=epochs, batch_size=256), tmp_path)
+
+    train(0.5)
+    stored = (tmp_path / "training.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=r"of another run .* choose another folder"):
+        train(0.7)
+    assert (tmp_path / "training.safetensors").read_bytes() == stored
+
+
+def test_plans_that_make_no_sense_are_errors() -> None:
+    with pytest.raises(InvalidArgumentError, match="epochs=0: must be positive"):
+        TrainingPlan(epochs=0)
+    with pytest.raises(InvalidArgumentError, match="minutes=-1: must be positive"):
+        TrainingPlan(minutes=-1)
+
+
+def test_phases_open_one_after_another() -> None:
+    plan = TrainingPlan()
+    order = [plan.phase(progress) for progress in np.linspace(0, 0.999, 50)]
+    assert list(dict.fromkeys(order)) == ["largest", "kernel", "depth", "channels"]
+    rates = [plan.rate(progress) for progress in (0.0, plan.warmup, 1.0)]
+    assert rates[0] < rates[1] == plan.learning_rate
+    assert rates[2] == pytest.approx(0.0)
+
+
+def test_images_of_another_kind_are_refused(supernet: OnceForAllNet, digits: ImageData) -> None:
+    net = OnceForAllNet(SearchSpace.preset("cifar10"))
+    with pytest.raises(DataError, match=r"= \(8, 1, 10\), but the supernet was made for \(32, 3"):
+        apq.Objective(net, digits)
+    supernet.data_info["split_hash"] = "0" * 16
+    with pytest.raises(DataError, match="is not what the supernet was trained on"):
+        apq.Objective(supernet, digits)
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoints_round_trip(supernet: OnceForAllNet, tmp_path: Path) -> None:
+    supernet.save(tmp_path)
+    again = OnceForAllNet.load(tmp_path)
+    assert again.weights_hash == supernet.weights_hash
+    assert again.data_info["class_names"] == list("0123456789")
+    torch.testing.assert_close(again(IMAGES), supernet(IMAGES))
+    other_bits = SearchSpace.preset("digits", bits=(4, 8))
+    assert OnceForAllNet.load(tmp_path, space=other_bits).space == other_bits
+
+
+def damage_truncated(folder: Path) -> None:
+    path = folder / "supernet.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def damage_bit(folder: Path) -> None:
+    path = folder / "supernet.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def damage_pickle(folder: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, folder / "supernet.safetensors")
+
+
+def damage_sidecar(folder: Path) -> None:
+    (folder / "supernet.json").write_text("{")
+
+
+def damage_kind(folder: Path) -> None:
+    path = folder / "supernet.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "predictor"}))
+
+
+def damage_schema(folder: Path) -> None:
+    path = folder / "supernet.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 0}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_truncated, "truncated or not safetensors"),
+        (damage_bit, "is damaged: its sha256 differs"),
+        (damage_pickle, r"is a pickle \(torch\.save\); only safetensors are read"),
+        (damage_sidecar, r"supernet\.json is not JSON"),
+        (damage_kind, "holds a 'predictor', not a supernet"),
+        (damage_schema, "is not of schema 1"),
+        (lambda folder: (folder / "supernet.json").unlink(), r"has no sidecar supernet\.json"),
+        (lambda folder: (folder / "supernet.safetensors").unlink(), "does not exist"),
+    ],
+)
+def test_bad_checkpoints_are_refused_and_left_alone(
+    supernet: OnceForAllNet, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    supernet.save(tmp_path)
+    damage(tmp_path)
+    stored = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=message):
+        OnceForAllNet.load(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == stored
+
+
+def test_a_checkpoint_of_another_space_is_refused(run_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is of another search space"):
+        OnceForAllNet.load(run_folder, space=SearchSpace.preset("cifar10"))
+
+
+def test_half_precision_checkpoints_are_small_and_close(
+    supernet: OnceForAllNet, tmp_path: Path
+) -> None:
+    from apq_optuna.supernet import save_supernet
+
+    save_supernet(supernet, tmp_path, half=True)
+    stored = load_file(tmp_path / "supernet.safetensors")
+    assert stored["stem.weight"].dtype == torch.float16
+    torch.testing.assert_close(
+        OnceForAllNet.load(tmp_path)(IMAGES), supernet(IMAGES), rtol=0.05, atol=0.05
+    )
