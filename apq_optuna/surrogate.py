@@ -27,6 +27,9 @@ FULL_STEPS = 160
 WARM_STEPS = 12
 """Optimiser steps when a few rows were added."""
 
+SCRATCH_HIDDEN = 128
+"""Hidden units where there are no fp32 pairs to learn from: a study's few hundred rows need no more."""
+
 GROWTH = 1.3
 """A fit starts over once there are this many times the rows of the last full one."""
 
@@ -139,7 +142,10 @@ class Surrogate:
                 predictor.update(x, y, replay=self.replay, steps=FULL_STEPS)
             return predictor
         predictor = AccuracyPredictor(
-            self.space.num_features, self.space.architecture_features, seed=self.seed
+            self.space.num_features,
+            self.space.architecture_features,
+            hidden=SCRATCH_HIDDEN,
+            seed=self.seed,
         )
         if len(y):
             predictor.fit(x, y, epochs=max(1, FULL_STEPS // max(1, -(-len(y) // 128))))

@@ -130,7 +130,7 @@ class AccuracyPredictor:
         Args:
             features: `(n, F)`.
             targets: `(n,)`, finite.
-            epochs, batch_size, learning_rate, weight_decay: For Adam with a cosine to zero.
+            epochs, batch_size, learning_rate, weight_decay: For AdamW with a cosine to zero.
 
         Returns:
             The predictor itself.
@@ -161,7 +161,7 @@ class AccuracyPredictor:
         Args:
             features, targets: `(n, F)` and `(n,)`: what is new and what spread is calibrated on.
             replay: Rows learned before; as many are drawn each step as there are new ones.
-            steps, batch_size, learning_rate, weight_decay: For Adam with a cosine to zero.
+            steps, batch_size, learning_rate, weight_decay: For AdamW with a cosine to zero.
             replay_weight: Weight of a replayed row in the loss.
 
         Returns:
@@ -220,7 +220,11 @@ class AccuracyPredictor:
         parameters = [*self.weights, *self.biases]
         for parameter in parameters:
             parameter.requires_grad_(True)
-        optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+        groups = [
+            {"params": self.weights, "weight_decay": weight_decay},
+            {"params": self.biases, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
         n = len(u)
         order = torch.empty(0, dtype=torch.int64)
         for step in range(steps):
@@ -228,7 +232,8 @@ class AccuracyPredictor:
                 order = torch.cat([order, torch.randperm(n, generator=self.generator)])
             chosen, order = order[: min(batch_size, n)], order[min(batch_size, n) :]
             rate = learning_rate * 0.5 * (1 + np.cos(np.pi * step / steps))
-            optimizer.param_groups[0]["lr"] = rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             error = self._forward(x[chosen]) - u[chosen]
             # Huber: a handful of collapsed networks must not outweigh all others
             loss = torch.where(error.abs() < 2, error.square(), 4 * error.abs() - 4)
@@ -237,9 +242,6 @@ class AccuracyPredictor:
             optimizer.zero_grad(set_to_none=True)
             total.sum().backward()
             optimizer.step()
-            with torch.no_grad():  # decoupled decay, weights only
-                for weight in self.weights:
-                    weight.mul_(1 - rate * weight_decay * 10)
         for parameter in parameters:
             parameter.requires_grad_(False)
 
