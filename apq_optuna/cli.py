@@ -53,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ApqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except UnboundLocalError as error:
+        from apq_optuna.storage import lost_storage
+
+        lost = lost_storage(error)
+        if lost is None:
+            raise
+        print(f"error: {lost}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return 130

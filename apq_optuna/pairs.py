@@ -20,7 +20,7 @@ from apq_optuna.errors import PairError
 from apq_optuna.predictor import AccuracyPredictor
 from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
-from apq_optuna.storage import create_engine
+from apq_optuna.storage import create_engine, once_tables_exist
 from apq_optuna.supernet import OnceForAllNet
 
 _metadata = sa.MetaData()
@@ -81,7 +81,7 @@ class PairStore:
 
     def _open(self) -> None:
         self._engine = create_engine(self.url)
-        _metadata.create_all(self._engine)
+        once_tables_exist(lambda: _metadata.create_all(self._engine))
         decisions = self.space.decisions
         self._kept = np.array([not decision.quantization for decision in decisions])
 

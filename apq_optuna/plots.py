@@ -77,7 +77,7 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
             figure.add_scatter(
                 x=[b[metric] for b in baselines], y=[b["accuracy"] for b in baselines],
                 mode="markers+text", text=[b["name"] for b in baselines],
-                textposition="bottom right", name="largest network, uniform bits",
+                textposition="bottom left", name="largest network, uniform bits",
                 legendgroup="baseline", showlegend=column == 1,
                 marker={"color": BASELINE, "size": 11, "symbol": "square"},
                 hovertemplate="%{text}<br>%{x:.4g}, %{y:.4f}<extra></extra>", row=1, col=column,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import ExceptionContext
 
 from apq_optuna.errors import InvalidArgumentError, StorageError
+
+T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
@@ -73,21 +77,55 @@ def open_storage(
         folder = Path(url.removeprefix("sqlite:///").split("?")[0]).parent
         if not folder.is_dir():
             raise StorageError(f"storage={url!r}: there is no folder {folder}")
-    try:
+
+    def connect() -> RDBStorage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = RDBStorage(
+            return RDBStorage(
                 url,
                 engine_kwargs=engine_options(url),
                 heartbeat_interval=heartbeat_interval,
                 grace_period=grace_period if heartbeat_interval is not None else None,
             )
+
+    try:
+        storage = once_tables_exist(connect)
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
         raise _bad_url(url, error) from error
     except sqlalchemy.exc.DBAPIError as error:
         raise StorageError(f"storage={url!r} cannot be opened: {error.orig}") from error
     sqlalchemy.event.listen(storage.engine, "handle_error", _on_error)
     return storage
+
+
+def once_tables_exist(make: Callable[[], T]) -> T:
+    """Calls `make`, which creates missing tables, and again if another worker was quicker.
+
+    "Create if missing" is a look followed by a creation, and workers that start together all find
+    the table missing; all but one then fail on a table that by now is there.
+    """
+    for pause in (0.1, 0.3, 1.0):
+        try:
+            return make()
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError,
+                sqlalchemy.exc.IntegrityError) as error:  # fmt: skip
+            if not any(word in str(error.orig) for word in ("already exists", "duplicate key",
+                                                            "UNIQUE constraint")):  # fmt: skip
+                raise
+            time.sleep(pause)
+    return make()
+
+
+def lost_storage(error: BaseException | None) -> StorageError | None:
+    """The report of a lost database behind an error, if that is what is behind it.
+
+    Optuna reads the trial once more while it handles such an error and may raise another on top.
+    """
+    while error is not None:
+        if isinstance(error, StorageError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _bad_url(url: str, error: Exception | None) -> InvalidArgumentError:
@@ -100,7 +138,10 @@ def _bad_url(url: str, error: Exception | None) -> InvalidArgumentError:
 
 def _on_error(context: ExceptionContext) -> None:
     """Turns the driver's report of a lost database into one error that says what to do."""
-    if isinstance(context.original_exception, sqlite3.OperationalError) or context.is_disconnect:
+    error = context.original_exception
+    if "already exists" in str(error):  # two workers making the same tables: see once_tables_exist
+        return None
+    if isinstance(error, sqlite3.OperationalError) or context.is_disconnect:
         url = context.engine.url.render_as_string(hide_password=True) if context.engine else ""
         raise StorageError(
             f"storage {url!r} went away: {context.original_exception}. Finished trials are kept; "

@@ -28,7 +28,7 @@ WARM_STEPS = 12
 """Optimiser steps when a few rows were added."""
 
 SCRATCH_HIDDEN = 128
-"""Hidden units where there are no fp32 pairs to learn from: a study's few hundred rows need no more."""
+"""Hidden units where there are no fp32 pairs: a study's few hundred rows need no more."""
 
 GROWTH = 1.3
 """A fit starts over once there are this many times the rows of the last full one."""
