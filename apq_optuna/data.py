@@ -166,10 +166,14 @@ class ImageData:
     def evaluation_batches(
         self, split: Split, batch_size: int, *, device: str = "cpu", limit: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`split` in order, at most `limit` images, never augmented."""
+        """`split` in order, never augmented; with `limit`, that many images spread evenly over it.
+
+        A split is ordered by class, so its beginning would be a few classes only.
+        """
         n = len(split) if limit is None else min(limit, len(split))
+        every = torch.linspace(0, len(split) - 1, n, dtype=torch.float64).round().long()
         for start in range(0, n, batch_size):
-            chosen = torch.arange(start, min(start + batch_size, n))
+            chosen = every[start : start + batch_size]
             pixels = split.images.batch(chosen)
             yield self.normalise(pixels, device), split.labels[chosen].to(device)
 

@@ -26,12 +26,15 @@ class Snapshot:
     Attributes:
         genotypes: Of the completed trials, `(n, D)`.
         values: Of the completed trials, `(n, M)`, as stored.
+        predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN where
+            none was.
         tried: Genotypes not to be proposed again: finished in whatever state, or running.
         running: Genotypes of running trials, `(r, D)`.
     """
 
     genotypes: Genotypes
     values: NDArray[np.float64]
+    predicted: NDArray[np.float64]
     tried: Genotypes
     running: Genotypes
 
@@ -51,6 +54,7 @@ class History:
         self._seen: set[int] = set()
         self._rows: list[Genotypes] = []
         self._values: list[list[float]] = []
+        self._predicted: list[list[float]] = []
         self._other: list[Genotypes] = []
 
     def read(self, study: Study, *, but: int = -1) -> Snapshot:
@@ -71,12 +75,14 @@ class History:
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 self._rows.append(row)
                 self._values.append(trial.values)
+                self._predicted.append(trial_attribute(trial, "raw_prediction") or [np.nan] * 2)
             else:
                 self._other.append(row)
         width = len(self.space.decisions)
         return Snapshot(
             _stack(self._rows, width),
             np.array(self._values, float).reshape(len(self._rows), len(study.directions)),
+            np.array(self._predicted, float).reshape(len(self._rows), 2),
             _stack([*self._rows, *self._other, *running], width),
             _stack(running, width),
         )

@@ -230,7 +230,9 @@ class APQSampler(BaseSampler):
             row, position = self._claim(study, trial, problem, ranked)
             if prediction is not None and len(problem.predicted) == 1:
                 mean, std = (float(v[position]) for v in prediction)
+                raw = std / self._spread_factor(problem, snapshot)
                 set_trial_attribute(study, trial, "predicted", [mean, std])
+                set_trial_attribute(study, trial, "raw_prediction", [mean, raw])
             params = problem.space.to_params(row, self._rng)
         return {name: value for name, value in params.items() if name in search_space}
 
@@ -524,6 +526,7 @@ class APQSampler(BaseSampler):
             for surrogate, i in zip(problem.surrogates, problem.predicted, strict=True)
         ]
         space, known = problem.space, problem.known
+        factor = self._spread_factor(problem, snapshot)
 
         def predict(rows: Genotypes) -> tuple[Floats, Floats]:
             """(n, p) means and spreads."""
@@ -531,7 +534,8 @@ class APQSampler(BaseSampler):
                 return np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
             features = space.features(rows)
             pairs = [predictor.predict(features) for predictor in predictors]
-            return np.column_stack([m for m, _ in pairs]), np.column_stack([s for _, s in pairs])
+            spread = np.column_stack([s for _, s in pairs]) * factor
+            return np.column_stack([m for m, _ in pairs]), spread
 
         measured = np.column_stack([clipped(c) for c in snapshot.values.T])
         rows = np.concatenate([snapshot.genotypes, snapshot.running])
@@ -557,6 +561,21 @@ class APQSampler(BaseSampler):
             return mean[:, 0], std[:, 0]
 
         return score, first
+
+    @staticmethod
+    def _spread_factor(problem: _Problem, snapshot: Snapshot) -> float:
+        """By how much proposals were further off than the predictor's spread said.
+
+        Proposals are chosen for being predicted well, so their errors are larger than those of
+        held-out rows. Root mean square of the latest standardised errors, with five that fit.
+        """
+        if len(problem.predicted) != 1:
+            return 1.0
+        mean, std = snapshot.predicted.T
+        error = snapshot.values[:, problem.predicted[0]] - mean
+        known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
+        squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
+        return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))
 
     def _improvement(
         self,

@@ -81,7 +81,18 @@ def test_augmentation_crops_and_mirrors(digits: ImageData) -> None:
 def test_evaluation_sees_every_image_once(digits: ImageData) -> None:
     batches = list(digits.evaluation_batches(digits.test, 64))
     assert torch.equal(torch.cat([labels for _, labels in batches]), digits.test.labels)
-    assert sum(len(x) for x, _ in digits.evaluation_batches(digits.test, 64, limit=100)) == 100
+    limited = list(digits.evaluation_batches(digits.test, 64, limit=100))
+    assert sum(len(x) for x, _ in limited) == 100
+
+
+def test_a_limited_evaluation_sees_every_class(tmp_path: Path) -> None:
+    """A folder's images come class by class; a share of them must not be a few classes."""
+    write_images(tmp_path, dict.fromkeys("abcd", 40), (8, 8), "L")
+    data = load_data(f"folder:{tmp_path}")
+    for limit in (4, 8, 12):
+        batches = data.evaluation_batches(data.train, 64, limit=limit)
+        counts = torch.bincount(torch.cat([labels for _, labels in batches]))
+        assert counts.tolist() == [limit // 4] * 4
 
 
 def test_the_binary_version_of_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,14 @@ def test_replay_keeps_what_was_learned(fp32: AccuracyPredictor) -> None:
     assert errors[1] < errors[0]
 
 
+def test_gathering_scores_like_multiplying(fp32: AccuracyPredictor) -> None:
+    predictor = transfer(fp32, *problem(10, 3, quantized=True), steps=5)
+    rows = SPACE.sample(50, np.random.default_rng(0))
+    np.testing.assert_allclose(
+        predictor.scorer(SPACE)(rows), predictor.predict(SPACE.features(rows))[0], rtol=1e-5
+    )
+
+
 def test_changing_the_unit_changes_no_prediction(fp32: AccuracyPredictor) -> None:
     features, _ = problem(20, 9, quantized=False)
     predictor = fp32.copy()

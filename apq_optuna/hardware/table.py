@@ -22,6 +22,9 @@ from apq_optuna.space.subnet import Block, NetworkSpec, stage_input_size
 
 SCHEMA = 1
 UNITS = {"latency": "ms", "energy": "mJ"}
+CHUNK = 2048
+"""Genotypes priced at a time."""
+
 METRIC_NAMES = ("latency_ms", "energy_mj")
 
 Key = tuple[ConvLayer, int, int]
@@ -267,12 +270,11 @@ class CompiledCosts:
             offset += step
         flats.append(np.zeros((1, m)))  # what an inactive block costs
         self._strides = strides
-        self._offsets = np.array(offsets, np.int64)
+        self._offsets = np.array(offsets, np.int32)
         self._flat = np.ascontiguousarray(np.concatenate(flats).T)
         self._nothing = offset
-        self._kernel_columns = np.array(
-            [space.column[f"stage{s + 1}.block{b + 1}.kernel"] for s, b in blocks]
-        )
+        kernels = [space.column[f"stage{s + 1}.block{b + 1}.kernel"] for s, b in blocks]
+        self._inactive = space.inactive(np.array(kernels, np.intp))
         self._summarise(spec, blocks, flats)
 
     def _summarise(
@@ -288,12 +290,14 @@ class CompiledCosts:
 
     def __call__(self, genotypes: Genotypes) -> NDArray[np.float64]:
         """`(n, D)` genotypes to `(n, m)` costs; inf where the table has no entry."""
-        index = (genotypes.astype(np.float32) @ self._strides).astype(np.int64)
-        index += self._offsets
-        index[~self.space.active(genotypes)[:, self._kernel_columns]] = self._nothing
         out = np.empty((len(genotypes), len(self.metric_names)))
-        for column, flat in enumerate(self._flat):
-            flat.take(index).sum(axis=1, out=out[:, column])
+        for start in range(0, len(genotypes), CHUNK):  # a chunk's arrays stay in the cache
+            rows = genotypes[start : start + CHUNK]
+            index = (rows.astype(np.float32) @ self._strides).astype(np.int32)
+            index += self._offsets
+            index[self._inactive(rows)] = self._nothing
+            for column, flat in enumerate(self._flat):
+                flat.take(index).sum(axis=1, out=out[start : start + CHUNK, column])
         out += self.fixed
         return out
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,6 +188,24 @@ class SearchSpace:
         if len(self._governed_columns):
             mask[:, self._governed_columns] = genotypes[:, self._governing] >= self._thresholds
         return mask
+
+    def inactive(self, columns: NDArray[np.intp]) -> Callable[[Genotypes], NDArray[np.bool_]]:
+        """A function from `(n, D)` genotypes to `(n, len(columns))`: which columns are not in use.
+
+        For hot paths that look at a few columns: `active` looks at all.
+        """
+        rule = {g[0]: g[1:] for g in self._governed}
+        positions = np.array([i for i, c in enumerate(columns) if int(c) in rule], np.intp)
+        governing = np.array([rule[int(columns[i])][0] for i in positions], np.intp)
+        thresholds = np.array([rule[int(columns[i])][1] for i in positions], np.int32)
+
+        def look(genotypes: Genotypes) -> NDArray[np.bool_]:
+            mask = np.zeros((len(genotypes), len(columns)), bool)
+            if len(positions):
+                mask[:, positions] = genotypes[:, governing] < thresholds
+            return mask
+
+        return look
 
     def canonical(self, genotypes: Genotypes) -> Genotypes:
         """Inactive decisions set to their first choice, so that equal networks are equal rows."""
