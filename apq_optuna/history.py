@@ -26,8 +26,8 @@ class Snapshot:
     Attributes:
         genotypes: Of the completed trials, `(n, D)`.
         values: Of the completed trials, `(n, M)`, as stored.
-        predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN where
-            none was.
+        predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
+            where none was.
         tried: Genotypes not to be proposed again: finished in whatever state, or running.
         running: Genotypes of running trials, `(r, D)`.
     """

@@ -45,7 +45,8 @@ fp32 = AccuracyPredictor(space.num_features, space.architecture_features)
 fp32.fit(features32[train], pairs.accuracies[train], epochs=60)
 quality = evaluate(pairs.accuracies[test], *fp32.predict(features32[test]))
 print(
-    f"fp32 pairs: {len(pairs)}, accuracy {pairs.accuracies.mean():.4f} +- {pairs.accuracies.std():.4f}"
+    f"fp32 pairs: {len(pairs)}, accuracy {pairs.accuracies.mean():.4f} "
+    f"+- {pairs.accuracies.std():.4f}"
 )
 print(f"fp32 predictor on {quality.rows} held-out pairs: {quality}")
 

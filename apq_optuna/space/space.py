@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,23 @@ Genotypes = NDArray[np.int32]
 Features = NDArray[np.float32]
 
 BIT_NAMES = ("pw_w_bits", "pw_a_bits", "dw_w_bits", "dw_a_bits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inactivity:
+    """Tells for some columns of genotypes whether they are out of use; from `SearchSpace.inactive`."""
+
+    width: int
+    positions: NDArray[np.intp]
+    governing: NDArray[np.intp]
+    thresholds: NDArray[np.int32]
+
+    def __call__(self, genotypes: Genotypes) -> NDArray[np.bool_]:
+        """`(n, D)` to `(n, width) bool`."""
+        mask = np.zeros((len(genotypes), self.width), bool)
+        if len(self.positions):
+            mask[:, self.positions] = genotypes[:, self.governing] < self.thresholds
+        return mask
 
 
 class SearchSpace:
@@ -189,7 +206,7 @@ class SearchSpace:
             mask[:, self._governed_columns] = genotypes[:, self._governing] >= self._thresholds
         return mask
 
-    def inactive(self, columns: NDArray[np.intp]) -> Callable[[Genotypes], NDArray[np.bool_]]:
+    def inactive(self, columns: NDArray[np.intp]) -> Inactivity:
         """A function from `(n, D)` genotypes to `(n, len(columns))`: which columns are not in use.
 
         For hot paths that look at a few columns: `active` looks at all.
@@ -198,14 +215,7 @@ class SearchSpace:
         positions = np.array([i for i, c in enumerate(columns) if int(c) in rule], np.intp)
         governing = np.array([rule[int(columns[i])][0] for i in positions], np.intp)
         thresholds = np.array([rule[int(columns[i])][1] for i in positions], np.int32)
-
-        def look(genotypes: Genotypes) -> NDArray[np.bool_]:
-            mask = np.zeros((len(genotypes), len(columns)), bool)
-            if len(positions):
-                mask[:, positions] = genotypes[:, governing] < thresholds
-            return mask
-
-        return look
+        return Inactivity(len(columns), positions, governing, thresholds)
 
     def canonical(self, genotypes: Genotypes) -> Genotypes:
         """Inactive decisions set to their first choice, so that equal networks are equal rows."""
