@@ -23,16 +23,25 @@ SCHEMA = 1
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Writes `path` (safetensors) and `path.json`, each whole or not at all.
+    """Writes `path` (safetensors) and its sidecar `path.json`, so that a stop at any moment is
+    safe.
 
-    The tensors go first: a stop in between leaves a sidecar whose sha256 does not match, which
-    is refused, never a silent mixture.
+    The sidecar goes first and describes both the new tensors and the ones they replace, each by
+    its
+    sha256: whichever file is there when it is read, its own description is found.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     sidecar = {"schema": SCHEMA, "sha256": hashlib.sha256(packed).hexdigest(), **about}
-    replace_file(path, packed)
+    if path.is_file() and path.with_suffix(".json").is_file():
+        try:
+            replaced = read_checkpoint(path)[1]
+        except CheckpointError:
+            replaced = None  # damaged already: nothing to go back to
+        if replaced is not None:
+            sidecar["previous"] = replaced
     replace_file(path.with_suffix(".json"), json.dumps(sidecar, indent=1).encode())
+    replace_file(path, packed)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -58,9 +67,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{sidecar} is not JSON: {error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or not safetensors: {error}") from error
+    digest = hashlib.sha256(packed).hexdigest()
+    previous = about.pop("previous", None) if isinstance(about, dict) else None
+    if isinstance(previous, dict) and previous.get("sha256") == digest:
+        about = previous  # the write that wanted to replace these tensors was stopped
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
         raise CheckpointError(f"{sidecar} is not of schema {SCHEMA}")
-    if about.get("sha256") != hashlib.sha256(packed).hexdigest():
+    if about.get("sha256") != digest:
         raise CheckpointError(f"{path} is damaged: its sha256 differs from the one in {sidecar}")
     return tensors, about
 

@@ -36,9 +36,11 @@ def fixed_parameters(trial: FrozenTrial) -> dict[str, Any]:
     return dict(fixed) if isinstance(fixed, dict) else {}
 
 
-def study_key(study: Study) -> tuple[int, str]:
-    """Identity of a study within this process."""
-    return study._study_id, study.study_name
+def study_key(study: Study) -> tuple[int, int, str, str]:
+    """Identity of a study in this process, also when one is deleted and made anew."""
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    first = str(trials[0].datetime_start) if trials else ""
+    return id(study._storage), study._study_id, study.study_name, first
 
 
 def study_attribute(study: Study, key: str) -> Any:

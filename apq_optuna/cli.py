@@ -33,6 +33,9 @@ and beside them:
   hardware   list devices, build cost tables, price any torchvision model
 """
 
+MOST_LOST = 20
+"""Trials in a row without values after which a search gives up."""
+
 _EXAMPLES = {
     "quickstart": "apq-optuna quickstart",
     "train": "apq-optuna train --data folder:images --preset cifar10 --run runs/mine --minutes 60",
@@ -168,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--study", default="search")
     finetune.add_argument("--trial", type=int, help="trial to finish (default: most accurate)")
     finetune.add_argument("--epochs", type=float, default=10.0)
-    finetune.add_argument("--hardware", default="", metavar="NAME|FILE")
+    finetune.add_argument("--hardware", default="", metavar="NAME|FILE",
+                          help="device to price it on (default: the study's)")  # fmt: skip
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
     _common(finetune)
 
@@ -290,17 +294,20 @@ def _say(text: str) -> None:
 
 
 def _load_study(arguments: Any) -> Study:
-    import optuna
-
     from apq_optuna.storage import open_storage
 
-    storage = open_storage(_url(arguments))
+    return _find_study(arguments.study, open_storage(_url(arguments)), "--study")
+
+
+def _find_study(name: str, storage: Any, option: str) -> Study:
+    import optuna
+
     try:
-        return optuna.load_study(study_name=arguments.study, storage=storage)
+        return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
         names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
         raise InvalidArgumentError(
-            f"--study {arguments.study!r} is not in {_url(arguments)}; there are {names}"
+            f"{option} {name!r} is not in {storage.url}; there are {names}"
         ) from error
 
 
@@ -488,6 +495,7 @@ def _run_study(
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
+    from apq_optuna._optuna import set_study_attribute
     from apq_optuna.objective import Objective
     from apq_optuna.pairs import PairStore
     from apq_optuna.report import ParetoReport, remember, stored_baselines, uniform_baselines
@@ -501,7 +509,7 @@ def _run_study(
     objective = Objective(
         supernet, data, costs, finetune=options, device=arguments.device, images=images
     )
-    earlier = [optuna.load_study(study_name=name, storage=storage) for name in sources]
+    earlier = [_find_study(name, storage, "--source-study") for name in sources]
     sampler = _sampler(kind, arguments.seed, supernet, costs, store, budgets or {}, earlier)
     study = optuna.create_study(
         study_name=study_name, storage=storage, directions=objective.directions, sampler=sampler,
@@ -510,7 +518,8 @@ def _run_study(
     objective.check_study(study)
     if study.metric_names is None:
         study.set_metric_names(objective.metric_names)
-    remember(study, supernet.space)
+    if arguments.command == "search":
+        set_study_attribute(study, "hardware", arguments.hardware)
     done = _completed(study)
     _say(
         f"study {study_name!r} in {url}: {done} of {arguments.trials} trials done, "
@@ -525,11 +534,21 @@ def _run_study(
     with _bar(
         arguments.trials, "search", unit="trial", initial=min(done, arguments.trials)
     ) as bar:
+        lost = 0
 
         def count(study: Study, trial: Any) -> None:
+            nonlocal lost
             if trial.state == TrialState.COMPLETE:
+                lost = 0
                 bar.set_postfix_str(f"accuracy {trial.values[0]:.3f}", refresh=False)
                 bar.update(1)
+                return
+            lost += 1
+            if lost >= MOST_LOST:
+                reason = trial.user_attrs.get("diverged") or trial.user_attrs.get("infeasible")
+                raise InvalidArgumentError(
+                    f"{lost} trials in a row gave no values; the last one: {reason}"
+                )
 
         if done < arguments.trials:
             study.optimize(
@@ -608,6 +627,7 @@ def _report(arguments: Any) -> None:
 
 
 def _finetune(arguments: Any) -> None:
+    from apq_optuna._optuna import study_attribute
     from apq_optuna.finishing import finish
     from apq_optuna.quantization import load_network
     from apq_optuna.report import chosen_subnet
@@ -621,7 +641,7 @@ def _finetune(arguments: Any) -> None:
     if chosen is None:
         raise InvalidArgumentError(f"--study {arguments.study!r} has no completed trial yet")
     number, subnet = chosen
-    costs = _costs(arguments.hardware, supernet)
+    costs = _costs(arguments.hardware or study_attribute(study, "hardware") or "", supernet)
     data = _supernet_images(arguments, supernet)
     path = arguments.out or _folder(arguments) / f"finished-{number}"
     with _bar(1, f"finetune trial {number}", unit="step") as bar:

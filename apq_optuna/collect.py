@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -55,10 +59,16 @@ def collect_pairs(
     Raises:
         InvalidArgumentError: Counts that make no sense.
         DataError: The images are not the supernet's.
+        PairError: The store's pairs were measured on other numbers of images.
     """
     if n < 1 or workers < 1:
         raise InvalidArgumentError(f"n={n}, workers={workers}: both must be at least 1")
+    if (images is not None and images < 1) or calibration_images < 1:
+        raise InvalidArgumentError(
+            f"images={images}, calibration_images={calibration_images}: both must be at least 1"
+        )
     check_data(supernet, data)
+    store.agree(f"{images or 'all'} images, {calibration_images} for statistics")
     wanted = architectures(supernet, n, seed)
     todo = wanted[store.missing(wanted)]
     report = report or (lambda done, value: None)
@@ -140,7 +150,16 @@ def _start_worker(
 ) -> None:
     global _state
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _state = supernet, data, settings
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(row: Genotypes) -> float:

@@ -281,6 +281,12 @@ def _load_folder(
     if not root.is_dir():
         raise DataError(f"data={name!r}: there is no folder {root}")
     separate = (root / "train").is_dir() and (root / "test").is_dir()
+    found = sorted({"train", "test", "val", "valid", "validation"} & set(os.listdir(root)))
+    if found and not separate:
+        raise DataError(
+            f"data={name!r}: {root} has {found}, but a split folder needs both train/ and test/; "
+            "the search-validation images are taken from train/"
+        )
     classes, paths, labels = _list_images(name, root / "train" if separate else root)
     if separate:
         test_classes, test_paths, test_labels = _list_images(name, root / "test")
@@ -330,7 +336,7 @@ def _image_format(
     try:
         with Image.open(path) as image:
             size = min(image.size) if image_size is None else image_size
-            return size, image.mode in ("1", "L", "I;16") if grayscale is None else grayscale
+            return size, image.mode in ("1", "L") if grayscale is None else grayscale
     except OSError as error:
         raise DataError(f"data={name!r}: {path} cannot be read as an image: {error}") from error
 

@@ -58,9 +58,11 @@ def finish(
     Raises:
         DivergedError: The finetuning diverged; nothing is saved.
         DataError: The images do not fit the supernet.
+        MissingCostError: The table has no cost for the subnet.
     """
     check_data(supernet, data)
     options = options or FULL_FINETUNE
+    priced = costs.network_cost(subnet.layers()) if costs is not None else ()
     started = time.perf_counter()
     batch = min(options.batch_size, len(data.train))
     steps = max(1, round(epochs * (len(data.train) // batch)))
@@ -89,8 +91,7 @@ def finish(
         "seconds": round(time.perf_counter() - started, 1),
     }
     if costs is not None:
-        values = costs.network_cost(subnet.layers())
-        stored["costs"] = dict(zip(costs.metric_names, values, strict=True))
+        stored["costs"] = dict(zip(costs.metric_names, priced, strict=True))
         stored["device"] = costs.device
     stored |= about or {}
     supernet.to("cpu")

@@ -70,6 +70,8 @@ class History:
                 continue
             self._seen.add(trial.number)
             row = self._row(trial)
+            if row is None and trial.state != TrialState.COMPLETE:
+                row = self._claim_of(trial)  # it ended before all its parameters were suggested
             if row is None:
                 continue
             if trial.state == TrialState.COMPLETE and trial.values is not None:
@@ -107,6 +109,9 @@ class History:
             age = (type(started).now(started.tzinfo) - started).total_seconds()
             if age > STALE_SECONDS:
                 return None
+        return self._claim_of(trial)
+
+    def _claim_of(self, trial: FrozenTrial) -> Genotypes | None:
         claim = trial_attribute(trial, "claim")
         if isinstance(claim, list) and len(claim) == len(self.space.decisions):
             return np.array(claim, np.int32)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from dataclasses import asdict
 from typing import Any, Literal
 
 from optuna.exceptions import TrialPruned
 from optuna.study import Study
 from optuna.trial import Trial
 
-from apq_optuna._optuna import running_trial_attribute
+from apq_optuna._optuna import (
+    running_trial_attribute,
+    set_study_attribute,
+    study_attribute,
+)
 from apq_optuna.data import ImageData
-from apq_optuna.errors import MissingCostError, StudyMismatchError
+from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
 from apq_optuna.hardware import CostTable
 from apq_optuna.quantization import (
     DivergedError,
@@ -65,6 +70,16 @@ class Objective:
         self.finetune = finetune or FinetuneOptions()
         self.images = images
         self._checked: Study | None = None
+        if images is not None and images < 1:
+            raise InvalidArgumentError(f"images={images}: at least 1")
+        self._conditions = {
+            "supernet": supernet.weights_hash,
+            "data split": data.split_hash,
+            "device": costs.device if costs else None,
+            "cost table": costs.digest if costs else None,
+            "images": images,
+            **{f"finetune {name}": value for name, value in asdict(self.finetune).items()},
+        }
         if costs is not None:
             costs.compile(supernet.space)
 
@@ -80,10 +95,13 @@ class Objective:
         return ["maximize", *costs]
 
     def check_study(self, study: Study) -> None:
-        """Checks that a study has this objective's values.
+        """Checks that a study has this objective's values, or makes it this objective's if new.
+
+        A study keeps the space and the conditions its values were measured under.
 
         Raises:
-            StudyMismatchError: Its directions or metric names are others; says what to change.
+            StudyMismatchError: Its directions, metric names or conditions (supernet, data, costs,
+                finetuning) are others; says what to change.
         """
         directions = [direction.name.lower() for direction in study.directions]
         if directions != self.directions:
@@ -96,6 +114,21 @@ class Objective:
             raise StudyMismatchError(
                 f"the study {study.study_name!r} has metric names {study.metric_names}, this "
                 f"objective {self.metric_names}: use another study_name for other costs"
+            )
+        stored = study_attribute(study, "objective")
+        if stored is None:
+            set_study_attribute(study, "objective", self._conditions)
+            set_study_attribute(study, "space", self.supernet.space.to_dict())
+            return
+        other = [
+            f"{name} {stored.get(name)!r}, now {value!r}"
+            for name, value in self._conditions.items()
+            if stored.get(name) != value
+        ]
+        if other:
+            raise StudyMismatchError(
+                f"the study {study.study_name!r} was measured under other conditions, so values "
+                f"would not compare: {'; '.join(other)}. Use another study_name"
             )
 
     def __call__(self, trial: Trial) -> tuple[float, ...] | float:

@@ -8,6 +8,7 @@ use them.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,14 @@ _predictors = sa.Table(
     sa.Column("space", sa.String(16), primary_key=True),
     sa.Column("pairs", sa.Integer, primary_key=True),
     sa.Column("packed", sa.LargeBinary(1 << 28), nullable=False),
+)
+
+_protocols = sa.Table(
+    "apq_pair_protocols",
+    _metadata,
+    sa.Column("supernet", sa.String(16), primary_key=True),
+    sa.Column("split", sa.String(16), primary_key=True),
+    sa.Column("protocol", sa.String(200), nullable=False),
 )
 
 FORMAT = "apq-pairs-1"
@@ -102,6 +111,28 @@ class PairStore:
         query = sa.select(sa.func.count()).select_from(_pairs).where(self._mine(_pairs))
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
+
+    @property
+    def protocol(self) -> str | None:
+        """How the pairs were measured; None before the first collection."""
+        query = sa.select(_protocols.c.protocol).where(self._mine(_protocols))
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar()
+
+    def agree(self, protocol: str) -> None:
+        """Notes how pairs are measured, or checks that it is how they were measured before.
+
+        Raises:
+            PairError: They were measured otherwise, so that accuracies would not compare.
+        """
+        row = {"supernet": self.supernet, "split": self.split, "protocol": protocol}
+        with self._engine.begin() as connection:
+            connection.execute(self._insert_new(_protocols), [row])
+        if (stored := self.protocol) != protocol:
+            raise PairError(
+                f"the pairs in {self.url} were measured with {stored}, not with {protocol}: "
+                "use the same numbers, or another database"
+            )
 
     # ------------------------------------------------------------------ rows
 
@@ -201,7 +232,10 @@ class PairStore:
     def fp32_predictor(
         self, space: SearchSpace, pairs: Pairs, *, seed: int = 0, epochs: int = 60
     ) -> AccuracyPredictor:
-        """The predictor fitted on `pairs`, from the database if some worker fitted it before."""
+        """The predictor fitted on `pairs`, from the database if some worker fitted it before.
+
+        One fitted before keeps the seed and epochs it was fitted with.
+        """
         where = sa.and_(
             self._mine(_predictors),
             _predictors.c.space == space.hash,
@@ -229,22 +263,24 @@ class PairStore:
     def export_npz(self, path: str | Path) -> Path:
         """Writes the pairs as a portable `.npz` (no pickles inside)."""
         pairs = self.load()
+        path = Path(path).with_suffix(".npz")
         np.savez_compressed(
             path,
             format=np.array(FORMAT),
             supernet=np.array(self.supernet),
             split=np.array(self.split),
             architecture=np.array(self.space.architecture_hash),
+            protocol=np.array(self.protocol or ""),
             genotypes=pairs.genotypes[:, self._kept].astype(np.uint8),
             accuracies=pairs.accuracies,
         )
-        return Path(path)
+        return path
 
     def import_npz(self, path: str | Path) -> int:
         """Adds the pairs of a file; returns how many there are in it.
 
         Raises:
-            PairError: Not such a file, or pairs of another supernet or split.
+            PairError: Not such a file, or pairs of another supernet, split or protocol.
         """
         try:
             with np.load(path, allow_pickle=False) as archive:
@@ -253,7 +289,8 @@ class PairStore:
                 raise PairError(f"{path} has format {fields['format']}; expected {FORMAT}")
             owner, split = str(fields["supernet"]), str(fields["split"])
             packed, accuracies = fields["genotypes"], fields["accuracies"]
-        except (OSError, ValueError, KeyError) as error:
+            protocol = str(fields["protocol"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise PairError(f"{path} is not a file of pairs: {error}") from error
         for what, theirs, ours in (
             ("supernet", owner, self.supernet), ("data split", split, self.split),
@@ -262,5 +299,7 @@ class PairStore:
                 raise PairError(f"{path} holds pairs of {what} {theirs}, not of {ours}")
         genotypes = np.zeros((len(accuracies), len(self._kept)), np.int32)
         genotypes[:, self._kept] = packed
+        if protocol:
+            self.agree(protocol)
         self.add(genotypes, accuracies)
         return len(accuracies)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import html
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 from apq_optuna import plots
 from apq_optuna._files import replace_file
 from apq_optuna._optuna import set_study_attribute, study_attribute
-from apq_optuna.errors import InvalidArgumentError, SpaceError
+from apq_optuna.errors import ApqError, InvalidArgumentError, MissingCostError, SpaceError
 from apq_optuna.hardware import CostTable
 from apq_optuna.objective import Objective
+from apq_optuna.quantization import DivergedError
 from apq_optuna.space import SearchSpace, Subnet
 from apq_optuna.summary import StudySummary, summarise
 
@@ -36,10 +40,9 @@ class ParetoReport:
 
     Args:
         path: The HTML file, rewritten whole.
-        space: The joint space, to draw networks; found by itself where the objective is an
-            `Objective`.
-        every_seconds: Least time between two drawings; the last trial of a run may be newer than
-            the file, so call `write` (the command line does) when the study has ended.
+        space: The joint space, to draw networks; an `Objective` leaves it in the study itself.
+        every_seconds: Least time between two drawings. Trials that come sooner are drawn later, at
+            the latest when the process ends; `write` draws at once.
         dashboard: Also save the figures into the study, for optuna-dashboard.
     """
 
@@ -56,20 +59,42 @@ class ParetoReport:
         self.every_seconds = every_seconds
         self.dashboard = dashboard
         self._last = 0.0
+        self._lock = threading.Lock()
+        self._at_exit: Callable[[], None] | None = None
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
         """Optuna's callback; drawing takes at most about a tenth of the time."""
-        if (
-            trial.state == TrialState.COMPLETE
-            and time.monotonic() - self._last > self.every_seconds
-        ):
-            started = time.monotonic()
+        due = time.monotonic() - self._last > self.every_seconds
+        if trial.state != TrialState.COMPLETE or not self._lock.acquire(blocking=False):
+            return  # another thread of this study is drawing
+        try:
+            if due:
+                started = time.monotonic()
+                self.write(study)
+                self._last = time.monotonic()
+                self.every_seconds = max(self.every_seconds, 10 * (self._last - started))
+            self._draw_at_exit(study, stale=not due)
+        finally:
+            self._lock.release()
+
+    def _draw_at_exit(self, study: Study, *, stale: bool) -> None:
+        """Remembers to draw the last trials, which came too soon after the last drawing."""
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+            self._at_exit = None
+        if stale:
+            self._at_exit = lambda: self._write_last(study)
+            atexit.register(self._at_exit)
+
+    def _write_last(self, study: Study) -> None:
+        with contextlib.suppress(ApqError, OSError):  # the storage may be closed by then
             self.write(study)
-            self._last = time.monotonic()
-            self.every_seconds = max(self.every_seconds, 10 * (self._last - started))
 
     def write(self, study: Study) -> Path:
         """Draws the report now."""
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+            self._at_exit = None
         figures = study_figures(study, space=self.space)
         write_html(study, figures, self.path)
         if self.dashboard:
@@ -154,7 +179,6 @@ def remember(
 ) -> None:
     """Stores the space and the uniform networks' values with the study, for later reports."""
     if study_attribute(study, "space") is None:
-        # in pieces: a database column of an attribute holds 2,048 characters on some servers
         set_study_attribute(study, "space", space.to_dict())
     if baselines:
         set_study_attribute(study, "baselines", [dict(b) for b in baselines])
@@ -172,17 +196,23 @@ def stored_baselines(study: Study) -> list[dict[str, Any]]:
 
 
 def uniform_baselines(objective: Objective, costs: CostTable | None) -> list[dict[str, Any]]:
-    """The largest network at uniform 8, 6 and 4 bits, measured exactly as a trial is."""
+    """The largest network at uniform 8, 6 and 4 bits, measured exactly as a trial is.
+
+    A width that the device does not run, or at which finetuning diverges, is left out.
+    """
     space = objective.supernet.space
     largest = space.decode(space.extreme(largest=True)[0])
     results = []
     for bits in UNIFORM_BITS:
         subnet = largest.with_bits(bits)
-        value, _ = objective.measure(subnet)
+        try:
+            priced = costs.network_cost(subnet.layers()) if costs is not None else ()
+            value, _ = objective.measure(subnet)
+        except (MissingCostError, DivergedError):
+            continue
         result: dict[str, Any] = {"name": f"W{bits}A{bits}", "accuracy": value}
         if costs is not None:
-            values = costs.network_cost(subnet.layers())
-            result |= dict(zip(costs.metric_names, values, strict=True))
+            result |= dict(zip(costs.metric_names, priced, strict=True))
         results.append(result)
     return results
 

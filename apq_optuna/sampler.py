@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
+from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
@@ -17,12 +18,15 @@ from optuna.trial import FrozenTrial, TrialState
 from apq_optuna._optuna import (
     fixed_parameters,
     set_trial_attribute,
+    study_attribute,
     study_key,
+    trial_attribute,
     trials_of,
 )
 from apq_optuna.errors import (
     InfeasibleBudgetError,
     InvalidArgumentError,
+    PairError,
     SpaceError,
     StudyMismatchError,
 )
@@ -50,6 +54,8 @@ from apq_optuna.surrogate import (
 )
 
 Source = PairStore | Study
+
+_logger = get_logger("apq_optuna.sampler")
 
 STARTUP_CANDIDATES = 256
 SEARCH = EvolutionOptions(population=100, generations=20)
@@ -203,9 +209,25 @@ class APQSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         with self._lock:
+            if self._warn_independent_sampling and self._should_know(study, trial, param_name):
+                _logger.warning(
+                    "trial %d: %s was sampled by %s, not jointly: its distribution differs from "
+                    "the search space's; set warn_independent_sampling=False to silence this",
+                    trial.number,
+                    param_name,
+                    type(self._independent).__name__,
+                )
             return self._independent.sample_independent(
                 study, trial, param_name, param_distribution
             )
+
+    def _should_know(self, study: Study, trial: FrozenTrial, name: str) -> bool:
+        """Whether a parameter sampled on its own was part of this trial's joint proposal."""
+        return (
+            self.space is not None
+            and name in self.space.column
+            and trial_attribute(trial, "claim") is not None
+        )
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -226,10 +248,10 @@ class APQSampler(BaseSampler):
             problem = self._problem(study, search_space)
             snapshot = problem.history.read(study, but=trial.number)
             fixed = self._fixed(problem.space, study, trial)
-            ranked, prediction = self._rank(problem, snapshot, fixed)
-            row, position = self._claim(study, trial, problem, ranked)
-            if prediction is not None and len(problem.predicted) == 1:
-                mean, std = (float(v[position]) for v in prediction)
+            ranked, predict = self._rank(problem, snapshot, _holder(fixed))
+            row = self._claim(study, trial, problem, ranked, _holder(fixed))
+            if predict is not None and len(problem.predicted) == 1:
+                mean, std = (float(v[0]) for v in predict(row[None]))
                 raw = std / self._spread_factor(problem, snapshot)
                 set_trial_attribute(study, trial, "predicted", [mean, std])
                 set_trial_attribute(study, trial, "raw_prediction", [mean, raw])
@@ -274,7 +296,8 @@ class APQSampler(BaseSampler):
         if joint and self._compiled is not None:
             table_index = self._match_costs(study, names)
             table = self._compiled if table_index else None
-        functions = {} if self.space is not None and not joint else self._match_known(names)
+        known_here = joint or self.space is None
+        functions = self._match_known(study, names) if known_here else {}
         known = KnownObjectives(space, table, table_index, functions, names)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
@@ -333,20 +356,25 @@ class APQSampler(BaseSampler):
             raise StudyMismatchError(reason)
         return []
 
-    def _match_known(self, names: Sequence[str]) -> dict[int, KnownFunction]:
+    def _match_known(self, study: Study, names: Sequence[str]) -> dict[int, KnownFunction]:
+        """The known functions by objective index.
+
+        Raises:
+            StudyMismatchError: The study has no such objective, and its trials use the joint
+                space.
+        """
         functions = {}
         for metric, function in self._known.items():
-            if isinstance(metric, str) and metric not in names:
+            index = metric if isinstance(metric, int) else -1
+            if isinstance(metric, str) and metric in names:
+                index = list(names).index(metric)
+            if 0 <= index < len(names):
+                functions[index] = function
+            elif self.space is None or self._joined(study):
                 raise StudyMismatchError(
-                    f"known: the study has no metric {metric!r}, but {list(names)}; "
+                    f"known: the study has no objective {metric!r}, but {list(names)}; "
                     "use study.set_metric_names"
                 )
-            index = metric if isinstance(metric, int) else list(names).index(metric)
-            if not 0 <= index < len(names):
-                raise StudyMismatchError(
-                    f"known: the study has {len(names)} objectives, not {index}"
-                )
-            functions[index] = function
         return functions
 
     def _surrogate(
@@ -354,6 +382,7 @@ class APQSampler(BaseSampler):
     ) -> Surrogate:
         space, base, replay = problem.space, None, None
         extra: list[tuple[Floats, Floats]] = []
+        supernets = {s.supernet for s in self._sources if isinstance(s, PairStore)}
         for source in self._sources if problem.joint else ():
             if isinstance(source, PairStore):
                 pairs = source.load()
@@ -361,6 +390,12 @@ class APQSampler(BaseSampler):
                     base = source.fp32_predictor(space, pairs)
                     replay = (source.features(space, pairs), pairs.accuracies)
             else:
+                theirs = (study_attribute(source, "objective") or {}).get("supernet")
+                if theirs and supernets and theirs not in supernets:
+                    raise PairError(
+                        f"source: study {source.study_name!r} measured supernet {theirs}, the "
+                        f"pairs are of {', '.join(supernets)}; its accuracies do not apply"
+                    )
                 extra += self._from_study(space, source, names[index], index)
         joined = (
             (np.concatenate([x for x, _ in extra]), np.concatenate([y for _, y in extra]))
@@ -376,8 +411,15 @@ class APQSampler(BaseSampler):
         snapshot = History(space, strict=False).read(source)
         names = source.metric_names
         column = names.index(name) if names and name in names else index
-        if not len(snapshot.values) or column >= snapshot.values.shape[1]:
+        finished = [t for t in trials_of(source) if t.state == TrialState.COMPLETE]
+        if not finished:
             return []
+        if not len(snapshot.values) or column >= snapshot.values.shape[1]:
+            raise StudyMismatchError(
+                f"source: none of the {len(finished)} completed trials of study "
+                f"{source.study_name!r} has the parameters of this search space and objective "
+                f"{name!r}; leave it out"
+            )
         return [(space.features(snapshot.genotypes), clipped(snapshot.values[:, column]))]
 
     @staticmethod
@@ -398,10 +440,12 @@ class APQSampler(BaseSampler):
     # ------------------------------------------------------------------ proposals
 
     def _rank(
-        self, problem: _Problem, snapshot: Snapshot, fixed: dict[int, int]
-    ) -> tuple[Genotypes, tuple[Floats, Floats] | None]:
-        """Untried feasible genotypes, most promising first, and the predicted mean and spread."""
-        constrain = _holder(fixed)
+        self,
+        problem: _Problem,
+        snapshot: Snapshot,
+        constrain: Callable[[Genotypes], Genotypes],
+    ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
+        """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
         tried = (
             RowSet(snapshot.tried)
             if len(snapshot.tried) and not _continuous(problem.space)
@@ -426,7 +470,7 @@ class APQSampler(BaseSampler):
             rows = self._fill(problem, snapshot, constrain, tried)
         else:
             rows = result.genotypes[good]
-        return rows, predict(rows) if len(problem.predicted) == 1 else None
+        return rows, predict
 
     def _fill(
         self,
@@ -636,25 +680,32 @@ class APQSampler(BaseSampler):
         return np.asarray(reference)
 
     def _claim(
-        self, study: Study, trial: FrozenTrial, problem: _Problem, ranked: Genotypes
-    ) -> tuple[Genotypes, int]:
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        problem: _Problem,
+        ranked: Genotypes,
+        constrain: Callable[[Genotypes], Genotypes],
+    ) -> Genotypes:
         """Claims the best genotype that no other worker holds.
 
         A running trial shows no parameters at first, so each proposal is written as an attribute,
-        the running trials are read again, and where two hold the same one the later trial moves
-        on.
+        the running trials are read again, and whoever sees another claim of it moves on: at least
+        the later of two does, and both if they wrote at the same time.
         """
-        positions = range(min(len(ranked), CLAIM_TRIES))
-        for position in positions:
-            row = ranked[position]
+        for row in ranked[:CLAIM_TRIES]:
             set_trial_attribute(study, trial, "claim", row.tolist())
             if _continuous(problem.space):
-                return row, position
+                return np.asarray(row)
             latest = problem.history.read(study, but=trial.number)
-            earlier = latest.tried
-            if not len(earlier) or not RowSet(earlier).contains(row[None])[0]:
-                return row, position
-        return ranked[0], 0
+            if not len(latest.tried) or not RowSet(latest.tried).contains(row[None])[0]:
+                return np.asarray(row)
+        # every good one is taken by now: anything untried, or, if nothing is, the best again
+        latest = problem.history.read(study, but=trial.number)
+        rest = self._fill(problem, latest, constrain, RowSet(latest.tried))
+        row = rest[0] if len(rest) else ranked[0]
+        set_trial_attribute(study, trial, "claim", row.tolist())
+        return np.asarray(row)
 
 
 def _holder(fixed: dict[int, int]) -> Callable[[Genotypes], Genotypes]:

@@ -141,7 +141,10 @@ def _on_error(context: ExceptionContext) -> None:
     error = context.original_exception
     if "already exists" in str(error):  # two workers making the same tables: see once_tables_exist
         return None
-    if isinstance(error, sqlite3.OperationalError) or context.is_disconnect:
+    unreachable = context.connection is None and isinstance(
+        context.sqlalchemy_exception, sqlalchemy.exc.OperationalError
+    )
+    if isinstance(error, sqlite3.OperationalError) or context.is_disconnect or unreachable:
         url = context.engine.url.render_as_string(hide_password=True) if context.engine else ""
         raise StorageError(
             f"storage {url!r} went away: {context.original_exception}. Finished trials are kept; "

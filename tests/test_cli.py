@@ -66,6 +66,20 @@ def test_quickstart_and_its_second_run(
     assert Path("runs/digits/quickstart.html").exists()
 
 
+def test_a_search_in_which_nothing_works_gives_up(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("apq_optuna.cli.MOST_LOST", 3)
+    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "9",
+               "--finetune-rate", "1e30", "--steps", "4", "--images", "50"]  # fmt: skip
+    assert main(command) == 2
+    assert "3 trials in a row gave no values; the last one: the loss became" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS), ("hardware", "build")])
 def test_help_teaches(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -103,6 +117,10 @@ def test_hardware_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["search", "--run", "RUN", "--budget", "latency_ms"], "write METRIC=LIMIT"),
         (["search", "--run", "RUN", "--budget", "latency_ms=1e-9"], "the cheapest configuration"),
         (["search", "--run", "RUN", "--storage", "apq.db"], "is not a database URL"),
+        (["search", "--run", "RUN", "--source-study", "none"], "--source-study 'none' is not in"),
+        (["search", "--run", "RUN", "--device", "nochip"], "device='nochip' cannot be used"),
+        (["search", "--run", "RUN", "--images", "0"], "images=0: at least 1"),
+        (["collect", "--run", "RUN", "--images", "0"], "images=0, calibration_images=512"),
         (["report", "--run", "RUN", "--study", "none"], "--study 'none' is not in sqlite"),
         (["hardware", "price", "--model", "nonet"], "--model 'nonet'"),
         (["hardware", "build", "--out", "t.json"], "give either --preset or --run"),

@@ -132,6 +132,31 @@ def test_a_study_of_other_values_is_refused_before_any_work(
     assert study.trials[0].params == {}
 
 
+@pytest.mark.parametrize("change", ["steps", "images", "costs", "supernet"])
+def test_values_of_other_conditions_are_not_mixed(
+    supernet: OnceForAllNet, digits: ImageData, digits_costs: CostTable, url: str, change: str
+) -> None:
+    first = apq.Objective(supernet, digits, digits_costs, finetune=FAST)
+    study = optuna.create_study(storage=apq.open_storage(url), directions=first.directions)
+    study.set_metric_names(first.metric_names)
+    study.optimize(first, n_trials=1)
+    options, images, costs, message = FAST, None, digits_costs, "images None, now 50"
+    if change == "steps":
+        options, message = apq.FinetuneOptions(steps=3, batch_size=32), "finetune steps 2, now 3"
+    elif change == "images":
+        images = 50
+    elif change == "costs":
+        costs, message = apq.hardware.bitfusion().table(supernet.space), "device 'bitfusion-small'"
+    else:
+        supernet.classifier.bias.data += 1
+        message = f"supernet '{first._conditions['supernet']}', now"
+    second = apq.Objective(supernet, digits, costs, finetune=options, images=images)
+    with pytest.raises(StudyMismatchError, match=f"{message}.*Use another study_name"):
+        study.optimize(second, n_trials=1)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert study.trials[1].params == {}
+
+
 def test_accuracy_alone_is_one_objective(supernet: OnceForAllNet, digits: ImageData) -> None:
     objective = apq.Objective(supernet, digits, finetune=FAST)
     assert (objective.metric_names, objective.directions) == (["accuracy"], ["maximize"])

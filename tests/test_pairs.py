@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +104,9 @@ def test_pairs_of_another_supernet_are_refused(
         elsewhere.import_npz(path)
     assert len(elsewhere) == 0
     assert len(store) == 5
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(PairError, match="is not a file of pairs"):
+        store.import_npz(path)
     np.savez(tmp_path / "pickled.npz", format=np.array([object()], dtype=object))
     with pytest.raises(PairError, match="is not a file of pairs"):
         store.import_npz(tmp_path / "pickled.npz")
@@ -155,6 +162,40 @@ def test_processes_measure_what_one_does(
     apq.collect_pairs(supernet, digits, other, 6, workers=2)
     np.testing.assert_array_equal(store.load().genotypes, other.load().genotypes)
     np.testing.assert_allclose(store.load().accuracies, other.load().accuracies, atol=0.01)
+
+
+def test_pairs_of_different_numbers_of_images_are_not_mixed(
+    supernet: OnceForAllNet, digits: ImageData, store: PairStore
+) -> None:
+    apq.collect_pairs(supernet, digits, store, 2, images=64)
+    with pytest.raises(PairError, match=r"measured with 64 images, 512 .* not with all images"):
+        apq.collect_pairs(supernet, digits, store, 4)
+    assert len(store) == 2
+
+
+def test_workers_end_with_their_parent(run_folder: Path, tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import apq_optuna as apq, multiprocessing, os, signal
+        if __name__ == "__main__":
+            net = apq.OnceForAllNet.load({str(run_folder)!r})
+            store = apq.PairStore("sqlite:///{tmp_path}/p.db", supernet=net)
+            def kill(done, value):
+                print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            apq.collect_pairs(net, apq.load_data("digits"), store, 40, workers=2, report=kill)
+    """)
+    script = tmp_path / "collect.py"
+    script.write_text(code)
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    pids = [int(word) for word in result.stdout.split()]
+    assert len(pids) == 2
+    for _ in range(100):
+        alive = [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists()
+                 and b"spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"workers {alive} outlive their parent")
 
 
 def test_bad_counts_are_named(

@@ -74,7 +74,7 @@ def test_calibration_beats_the_full_range(bits: int) -> None:
     low, high = code_range(bits, signed=True)
     scale = calibrated_scale(x, low, high, per_channel=True)
     assert scale.shape == (8, 1)
-    full = x.abs().amax(1, keepdim=True) / -low
+    full = x.abs().amax(1, keepdim=True) / high
 
     def error(s: torch.Tensor) -> torch.Tensor:
         return (fake_quantize(x, s, low, high) - x).square().sum(1)

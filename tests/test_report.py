@@ -125,6 +125,29 @@ def test_uniform_networks_are_measured_like_trials(
     assert baselines[0]["accuracy"] == objective.measure(supernet.largest.with_bits(8))[0]
 
 
+def test_widths_a_device_lacks_are_left_out_of_the_uniform_networks(
+    supernet: OnceForAllNet, digits: ImageData, digits_costs: CostTable
+) -> None:
+    entries = {k: v for k, v in digits_costs.entries.items() if k[1:] != (6, 6)}
+    partial = CostTable(entries, device="board")
+    objective = apq.Objective(supernet, digits, partial, finetune=FAST)
+    assert [b["name"] for b in uniform_baselines(objective, partial)] == ["W8A8", "W4A4"]
+
+
+def test_the_designs_callback_draws_networks_without_being_told_the_space(
+    supernet: OnceForAllNet, digits: ImageData, digits_costs: CostTable, tmp_path: Path, url: str
+) -> None:
+    objective = apq.Objective(supernet, digits, digits_costs, finetune=FAST)
+    study = optuna.create_study(storage=apq.open_storage(url), directions=objective.directions)
+    study.set_metric_names(objective.metric_names)
+    report = apq.ParetoReport(tmp_path / "report.html")
+    study.optimize(objective, n_trials=3, callbacks=[report])
+    assert "front-networks" in study_figures(study)
+    assert report._at_exit is not None  # the last trials came within the pause: drawn at the end
+    report._at_exit()
+    assert "Pareto front of 3 trials" in (tmp_path / "report.html").read_text()
+
+
 # ---------------------------------------------------------------------- in a browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -325,7 +325,7 @@ def test_known_objectives_must_return_one_finite_value_a_row() -> None:
         study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
         study.optimize(lambda t: (t.suggest_float("x", 0, 1), t.params["x"]), n_trials=5)
 
-    with pytest.raises(InvalidArgumentError, match=r"known\['0'\] returned shape \(1, 2\)|shape"):
+    with pytest.raises(InvalidArgumentError, match=r"known\['0'\] returned shape \(1, 2\) for"):
         run(lambda params: np.zeros((1, 2)))
     with pytest.raises(InvalidArgumentError, match="returned NaN"):
         run(lambda params: params["x"] * np.nan)
@@ -343,6 +343,59 @@ def test_in_other_peoples_studies_it_is_just_a_sampler(digits_costs: CostTable) 
     study.optimize(lambda trial: trial.suggest_float("x", -5, 5) ** 2, n_trials=30)
     assert study.best_value < 0.5
     assert FloatDistribution(-5, 5) == study.trials[0].distributions["x"]
+
+
+def test_one_sampler_serves_two_studies_of_one_name() -> None:
+    sampler = apq.APQSampler(seed=0, n_startup_trials=2)
+    for _ in range(2):
+        study = optuna.create_study(study_name="a", sampler=sampler)
+        study.optimize(lambda trial: trial.suggest_int("x", 0, 7), n_trials=8)
+        assert len({trial.params["x"] for trial in study.trials[1:]}) >= 6
+
+
+def test_known_names_matter_only_where_the_space_is_used(digits_costs: CostTable) -> None:
+    known = {"size": lambda params: params["stage2.block1.channels"].astype(float)}
+    sampler = apq.APQSampler(SPACE, costs=digits_costs, known=known, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    with pytest.raises(StudyMismatchError, match="known: the study has no objective 'size'"):
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: SPACE.suggest(trial).macs, n_trials=3)
+
+
+def test_a_source_of_another_space_is_refused(digits_costs: CostTable) -> None:
+    other = optuna.create_study(study_name="other")
+    other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    sampler = apq.APQSampler(SPACE, costs=digits_costs, source=other, seed=0)
+    with pytest.raises(
+        StudyMismatchError, match="none of the 2 completed trials of study 'other'"
+    ):
+        new_study(sampler).optimize(Measured(digits_costs), n_trials=1)
+
+
+def test_two_workers_that_propose_the_same_do_not_both_try_it(url: str) -> None:
+    """Two samplers of one seed on a tiny space: only their claims keep them apart."""
+    from optuna.distributions import IntDistribution
+
+    space = {"a": IntDistribution(0, 3), "b": IntDistribution(0, 3)}
+    storage = apq.open_storage(url)
+    optuna.create_study(study_name="s", storage=storage)
+    studies = [
+        optuna.load_study(
+            study_name="s", storage=storage, sampler=apq.APQSampler(seed=0, n_startup_trials=1)
+        )
+        for _ in range(2)
+    ]
+    for trial in [studies[0].ask(space), studies[0].ask(space)]:  # so that the space is known
+        studies[0].tell(trial, trial.params["a"] + trial.params["b"])
+    for _ in range(6):
+        trials = [study.ask() for study in studies]
+        params = [(t.suggest_int("a", 0, 3), t.suggest_int("b", 0, 3)) for t in trials]
+        assert params[0] != params[1]
+        for study, trial, (a, b) in zip(studies, trials, params, strict=True):
+            study.tell(trial, a + b)
+    found = [(t.params["a"], t.params["b"]) for t in studies[0].trials]
+    assert len(set(found[2:])) == 12
 
 
 def test_reseeding_reaches_the_inner_sampler() -> None:

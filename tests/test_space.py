@@ -18,6 +18,7 @@ PLAIN = SearchSpace.from_distributions(
         "x": FloatDistribution(-2.0, 3.0),
         "rate": FloatDistribution(1e-6, 1.0, log=True),
         "step": FloatDistribution(0.0, 1.0, step=0.1),
+        "fine": FloatDistribution(0.0, 10.0, step=0.001),
         "n": IntDistribution(1, 5000),
         "power": IntDistribution(1, 100000, log=True),
         "few": IntDistribution(2, 10, step=4),
@@ -76,6 +77,14 @@ def test_plain_parameters_round_trip_through_their_cells(seed: int) -> None:
     wide = PLAIN.column["n"]
     assert abs(int(again[wide]) - int(row[wide])) <= 1
     assert len(PLAIN.decisions[wide].choices) <= 1024
+
+
+def test_no_two_levels_of_an_integer_are_one_value() -> None:
+    space = SearchSpace.from_distributions({"n": IntDistribution(1, 100, log=True)})
+    choices = space.decisions[0].choices
+    assert len(set(choices)) == len(choices)
+    assert choices[:5] == (1, 2, 3, 4, 5) and choices[-1] <= 100
+    assert [space.from_params({"n": n})[0] for n in (1, 2, 3)] == [0, 1, 2]
 
 
 @given(names, seeds)

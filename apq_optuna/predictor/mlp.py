@@ -168,7 +168,7 @@ class AccuracyPredictor:
         self.centre = float(y.mean())
         self.unit = _unit(y)
         steps = epochs * max(1, -(-len(y) // batch_size))
-        mask = self._bags(len(y))
+        mask = self._bags(x)
         self._train(x, y, mask, steps, batch_size, learning_rate, weight_decay, torch.ones(len(y)))
         self._calibrate(x, y, mask)
         return self
@@ -197,7 +197,7 @@ class AccuracyPredictor:
             The predictor itself.
         """
         x, y = _checked(features, targets, self.num_features)
-        mask = self._bags(len(y))
+        mask = self._bags(x)
         if len(y) >= 4:
             self._rescale(max(_unit(y), self.unit))
         weight = torch.ones(len(y))
@@ -228,9 +228,16 @@ class AccuracyPredictor:
         self.spread_floor *= ratio**2
         self.unit = unit
 
-    def _bags(self, n: int) -> Tensor:
-        """Which rows each member is trained on, `(E, n)`; every member keeps at least one."""
-        mask = (torch.rand(self.members, n, generator=self.generator) < self.bag).float()
+    def _bags(self, x: Tensor) -> Tensor:
+        """Which rows each member is trained on, `(E, n)`; every member keeps at least one.
+
+        The row itself decides, so that a row a member was not trained on is never given to it by
+        a later update: the residuals that calibrate the spread stay held out.
+        """
+        direction = torch.randn(x.shape[1], 1, generator=torch.Generator().manual_seed(1))
+        mark = (x.double() @ direction.double())[:, 0].mul(1e4)
+        odd = torch.arange(1, self.members + 1, dtype=torch.float64).mul(0.6180339887498949)
+        mask = ((mark[None] * odd[:, None]).remainder(1.0) < self.bag).float()
         mask[mask.sum(1) == 0] = 1.0
         return mask
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.data import ImageData
-from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.errors import ApqError, InvalidArgumentError
 from apq_optuna.quantization.network import calibrate, quantize_network
 from apq_optuna.space import Subnet
 from apq_optuna.supernet.network import OnceForAllNet, SubnetModule, recalibrate
@@ -38,11 +38,16 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise InvalidArgumentError(f"steps={self.steps}: cannot be negative")
+        if self.batch_size < 1 or self.calibration_images < 1:
+            raise InvalidArgumentError(
+                f"batch_size={self.batch_size}, calibration_images={self.calibration_images}: "
+                "both must be at least 1"
+            )
         if self.learning_rate <= 0:
             raise InvalidArgumentError(f"learning_rate={self.learning_rate}: must be positive")
 
 
-class DivergedError(ArithmeticError):
+class DivergedError(ApqError, ArithmeticError):
     """A finetune whose loss became infinite or NaN."""
 
 

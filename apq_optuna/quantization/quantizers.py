@@ -85,10 +85,10 @@ def calibrated_scale(x: Tensor, low: int, high: int, *, per_channel: bool = Fals
         A scalar, or `(C, 1, ...)`.
     """
     rows = x.reshape(x.shape[0], -1) if per_channel else x.reshape(1, -1)
-    reach = max(high, -low) if low < 0 else high
-    full = rows.abs().amax(1, keepdim=True).div_(reach).clamp_min_(SMALLEST_SCALE)
+    # up to the scale at which the largest value, of either sign, is not clipped
+    full = rows.abs().amax(1, keepdim=True).div_(high).clamp_min_(SMALLEST_SCALE)
     best, best_error = full, torch.full_like(full, math.inf)
-    for share in torch.linspace(1.0, 0.2, 17).tolist():
+    for share in torch.linspace(1.0, 0.2, 21).tolist():
         scale = full * share
         error = (
             quantize(rows, scale, low, high).mul_(scale).sub_(rows).square_().sum(1, keepdim=True)

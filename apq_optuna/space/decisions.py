@@ -87,6 +87,9 @@ class Decision:
             if not self.grid:  # a stepped float: its levels are exact values
                 position = (value - self.low) / (self.step or 1.0) + 0.5
             return min(int(position), len(self.choices) - 1)
+        if self.role == "int" and self.low <= value <= self.high:
+            # on a wide log range not every value is a level: the nearest one stands for it
+            return int(np.abs(np.array(self.choices, float) - value).argmin())
         for index, choice in enumerate(self.choices):
             # nan is a legal categorical choice and differs from itself
             if choice == value or (choice != choice and value != value):
@@ -106,6 +109,8 @@ class Decision:
         if self.role == "int":
             step = int(self.step or 1)
             return int(self.low) + round((value - self.low) / step) * step
+        if self.step is not None:
+            return min(self.low + round((value - self.low) / self.step) * self.step, self.high)
         return value
 
 
@@ -139,32 +144,34 @@ def decision_from_distribution(name: str, distribution: BaseDistribution) -> Dec
         return Decision(name, tuple(distribution.choices), "categorical")
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         raise SpaceError(f"parameter {name!r} has unknown distribution {distribution!r}")
-    low, high, log = distribution.low, distribution.high, distribution.log
+    low, high, log, step = distribution.low, distribution.high, distribution.log, distribution.step
     role = "float" if isinstance(distribution, FloatDistribution) else "int"
-    step = distribution.step
     if low == high:
-        levels: tuple[Any, ...] = (low,)
-        return Decision(name, levels, role, low=low, high=high, log=log, step=step)
-    if step is not None and (count := round((high - low) / step) + 1) <= MAX_LEVELS:
-        exact = not log or count <= ONE_HOT_LEVELS
-        if exact:
-            levels = tuple(
-                low + i * step if role == "int" else min(low + i * step, high)
-                for i in range(count)
-            )
+        return Decision(name, (low,), role, low=low, high=high, log=log, step=step)
+    count = MAX_LEVELS + 1 if step is None else round((high - low) / step) + 1
+    if count <= MAX_LEVELS:  # every value is a level of its own
+        size = step or 1
+        exact = (
+            low + i * size if role == "int" else min(low + i * size, high) for i in range(count)
+        )
+        return Decision(name, tuple(exact), role, low=low, high=high, log=log, step=step)
+    blank = Decision(
+        name, tuple(range(MAX_LEVELS)), role, -1, -1, low, high, log, step, grid=True
+    )  # fmt: skip
+    centres: Any = (blank.value_of(i, _CENTRE) for i in range(MAX_LEVELS))
+    if role == "int":  # near the low end of a log range several cells round to one value
+        levels = tuple(dict.fromkeys(centres))
+        if len(levels) < MAX_LEVELS:
             return Decision(name, levels, role, low=low, high=high, log=log, step=step)
-    cells = (
-        MAX_LEVELS if role == "float" else int(min(MAX_LEVELS, (high - low) // (step or 1) + 1))
-    )
-    blank = Decision(name, tuple(range(cells)), role, -1, -1, low, high, log, step, grid=True)
-    centre = _Centre()
-    levels = tuple(blank.value_of(i, centre) for i in range(cells))  # type: ignore[arg-type]
-    return Decision(name, levels, role, -1, -1, low, high, log, step, grid=True)
+        centres = levels
+    return Decision(name, tuple(centres), role, -1, -1, low, high, log, step, grid=True)
 
 
-class _Centre:
+class _Centre(np.random.Generator):
     """Stands in for a generator where the middle of every cell is wanted."""
 
-    @staticmethod
-    def random() -> float:
+    def random(self, *args: Any, **kwargs: Any) -> Any:
         return 0.5
+
+
+_CENTRE = _Centre(np.random.PCG64(0))

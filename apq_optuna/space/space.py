@@ -34,7 +34,7 @@ BIT_NAMES = ("pw_w_bits", "pw_a_bits", "dw_w_bits", "dw_a_bits")
 
 @dataclasses.dataclass(frozen=True)
 class Inactivity:
-    """Tells for some columns of genotypes whether they are out of use; from `SearchSpace.inactive`."""
+    """Tells whether some columns of genotypes are out of use; from `SearchSpace.inactive`."""
 
     width: int
     positions: NDArray[np.intp]

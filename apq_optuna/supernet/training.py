@@ -92,6 +92,11 @@ def resolve_device(device: str) -> str:
     """`auto` as `cuda` where there is one, else `cpu`; anything else as it is."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidArgumentError(f"device={device!r} cannot be used: {reason}") from error
     return device
 
 
