@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 from apq_optuna._optuna import (
     fixed_parameters,
     set_trial_attribute,
-    study_attribute,
     study_key,
     trial_attribute,
     trials_of,
@@ -26,56 +24,25 @@ from apq_optuna._optuna import (
 from apq_optuna.errors import (
     InfeasibleBudgetError,
     InvalidArgumentError,
-    PairError,
     SpaceError,
     StudyMismatchError,
 )
 from apq_optuna.hardware import CompiledCosts, CostTable
-from apq_optuna.history import History, RowSet, Snapshot
+from apq_optuna.history import RowSet
 from apq_optuna.pairs import PairStore
-from apq_optuna.search import (
-    EvolutionOptions,
-    KnownCostEHVI,
-    SampledEHVI,
-    evolve,
-    nondominated,
-)
-from apq_optuna.search.evolution import Variation
+from apq_optuna.proposals import Proposer, continuous
 from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
 from apq_optuna.surrogate import (
-    Floats,
     KnownFunction,
     KnownObjectives,
-    Surrogate,
-    clipped,
-    farthest,
-    space_filling,
+    Source,
+    surrogate_of,
 )
-
-Source = PairStore | Study
 
 _logger = get_logger("apq_optuna.sampler")
 
-STARTUP_CANDIDATES = 256
-SEARCH = EvolutionOptions(population=100, generations=20)
-INFEASIBLE = -1e9
-UNKNOWN_COST = 1e6
 CLAIM_TRIES = 100
-
-
-@dataclass
-class _Problem:
-    """One study seen through one space."""
-
-    space: SearchSpace
-    joint: bool
-    history: History
-    known: KnownObjectives
-    predicted: list[int]
-    signs: Floats
-    surrogates: list[Surrogate] = field(default_factory=list)
-    population: Genotypes | None = None
 
 
 class APQSampler(BaseSampler):
@@ -157,11 +124,11 @@ class APQSampler(BaseSampler):
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._problems: dict[Any, _Problem] = {}
+        self._proposers: dict[Any, Proposer] = {}
         self._intersections: dict[Any, IntersectionSearchSpace] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_lock", "_problems", "_intersections")
+        transient = ("_lock", "_proposers", "_intersections")
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -245,17 +212,18 @@ class APQSampler(BaseSampler):
         if not search_space:
             return {}
         with self._lock:
-            problem = self._problem(study, search_space)
-            snapshot = problem.history.read(study, but=trial.number)
-            fixed = self._fixed(problem.space, study, trial)
-            ranked, predict = self._rank(problem, snapshot, _holder(fixed))
-            row = self._claim(study, trial, problem, ranked, _holder(fixed))
-            if predict is not None and len(problem.predicted) == 1:
+            proposer = self._proposer(study, search_space)
+            proposer.rng = self._rng
+            snapshot = proposer.history.read(study, but=trial.number)
+            constrain = _holder(self._fixed(proposer.space, study, trial))
+            ranked, predict = proposer.rank(snapshot, constrain)
+            row = self._claim(study, trial, proposer, ranked, constrain)
+            if predict is not None and len(proposer.predicted) == 1:
                 mean, std = (float(v[0]) for v in predict(row[None]))
-                raw = std / self._spread_factor(problem, snapshot)
+                raw = std / proposer.spread_factor(snapshot)
                 set_trial_attribute(study, trial, "predicted", [mean, std])
                 set_trial_attribute(study, trial, "raw_prediction", [mean, raw])
-            params = problem.space.to_params(row, self._rng)
+            params = proposer.space.to_params(row, self._rng)
         return {name: value for name, value in params.items() if name in search_space}
 
     # ------------------------------------------------------------------ the problem
@@ -272,7 +240,8 @@ class APQSampler(BaseSampler):
                 seen = True
         return not seen
 
-    def _problem(self, study: Study, search_space: dict[str, BaseDistribution]) -> _Problem:
+    def _proposer(self, study: Study, search_space: dict[str, BaseDistribution]) -> Proposer:
+        """The proposer of a study, kept between trials."""
         joint = self.space is not None and search_space.keys() <= self.space.column.keys()
         key: tuple[Any, ...] = (
             study_key(study),
@@ -280,13 +249,13 @@ class APQSampler(BaseSampler):
             None if joint else tuple(sorted(search_space.items(), key=str)),
         )
         try:
-            return self._problems[key]
+            return self._proposers[key]
         except KeyError:
             pass
         except TypeError:  # a distribution with unhashable choices
             key = (study_key(study), joint, repr(search_space))
-            if key in self._problems:
-                return self._problems[key]
+            if key in self._proposers:
+                return self._proposers[key]
         space = (
             self.space if joint and self.space else SearchSpace.from_distributions(search_space)
         )
@@ -301,14 +270,29 @@ class APQSampler(BaseSampler):
         known = KnownObjectives(space, table, table_index, functions, names)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
-        problem = _Problem(space, joint, History(space, strict=joint), known, predicted, signs)
-        problem.surrogates = [self._surrogate(problem, study, names, i) for i in predicted]
-        if not joint or self._joined(
-            study
-        ):  # until then nothing says that the study is of this space
-            others = {k: p for k, p in self._problems.items() if k[0] != key[0]}
-            self._problems = others | {key: problem}
-        return problem
+        sources = self._sources if joint else []
+        surrogates = [
+            surrogate_of(space, sources, name=names[i], index=i, seed=self._model_seed)
+            for i in predicted
+        ]
+        proposer = Proposer(
+            space,
+            joint=joint,
+            known=known,
+            predicted=predicted,
+            signs=signs,
+            surrogates=surrogates,
+            priced=self._compiled if joint else None,
+            budgets=self._budgets,
+            reference=self._reference,
+            n_startup_trials=self._n_startup_trials,
+            rng=self._rng,
+        )
+        # until a trial has the space's parameters nothing says that the study is of this space
+        if not joint or self._joined(study):
+            others = {k: p for k, p in self._proposers.items() if k[0] != key[0]}
+            self._proposers = others | {key: proposer}
+        return proposer
 
     def _joined(self, study: Study) -> bool:
         """Whether some trial of the study has parameters of the joint space."""
@@ -377,51 +361,6 @@ class APQSampler(BaseSampler):
                 )
         return functions
 
-    def _surrogate(
-        self, problem: _Problem, study: Study, names: Sequence[str], index: int
-    ) -> Surrogate:
-        space, base, replay = problem.space, None, None
-        extra: list[tuple[Floats, Floats]] = []
-        supernets = {s.supernet for s in self._sources if isinstance(s, PairStore)}
-        for source in self._sources if problem.joint else ():
-            if isinstance(source, PairStore):
-                pairs = source.load()
-                if len(pairs) >= 10:
-                    base = source.fp32_predictor(space, pairs)
-                    replay = (source.features(space, pairs), pairs.accuracies)
-            else:
-                theirs = (study_attribute(source, "objective") or {}).get("supernet")
-                if theirs and supernets and theirs not in supernets:
-                    raise PairError(
-                        f"source: study {source.study_name!r} measured supernet {theirs}, the "
-                        f"pairs are of {', '.join(supernets)}; its accuracies do not apply"
-                    )
-                extra += self._from_study(space, source, names[index], index)
-        joined = (
-            (np.concatenate([x for x, _ in extra]), np.concatenate([y for _, y in extra]))
-            if extra
-            else None
-        )
-        return Surrogate(space, base=base, replay=replay, extra=joined, seed=self._model_seed)
-
-    @staticmethod
-    def _from_study(
-        space: SearchSpace, source: Study, name: str, index: int
-    ) -> list[tuple[Floats, Floats]]:
-        snapshot = History(space, strict=False).read(source)
-        names = source.metric_names
-        column = names.index(name) if names and name in names else index
-        finished = [t for t in trials_of(source) if t.state == TrialState.COMPLETE]
-        if not finished:
-            return []
-        if not len(snapshot.values) or column >= snapshot.values.shape[1]:
-            raise StudyMismatchError(
-                f"source: none of the {len(finished)} completed trials of study "
-                f"{source.study_name!r} has the parameters of this search space and objective "
-                f"{name!r}; leave it out"
-            )
-        return [(space.features(snapshot.genotypes), clipped(snapshot.values[:, column]))]
-
     @staticmethod
     def _fixed(space: SearchSpace, study: Study, trial: FrozenTrial) -> dict[int, int]:
         """Columns whose choice an enqueued trial or a partially fixed sampler prescribes."""
@@ -439,251 +378,11 @@ class APQSampler(BaseSampler):
 
     # ------------------------------------------------------------------ proposals
 
-    def _rank(
-        self,
-        problem: _Problem,
-        snapshot: Snapshot,
-        constrain: Callable[[Genotypes], Genotypes],
-    ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
-        """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
-        tried = (
-            RowSet(snapshot.tried)
-            if len(snapshot.tried) and not _continuous(problem.space)
-            else None
-        )
-        if len(snapshot.genotypes) < self._n_startup_trials:
-            rows = self._fill(problem, snapshot, constrain, tried)
-            return rows, None
-        score, predict = self._acquisition(problem, snapshot, tried)
-        initial = self._start_population(problem, snapshot)
-        result = evolve(
-            problem.space,
-            score,
-            rng=self._rng,
-            options=SEARCH,
-            initial=initial,
-            constrain=constrain,
-        )
-        problem.population = result.genotypes
-        good = result.scores > INFEASIBLE / 2
-        if not good.any():
-            rows = self._fill(problem, snapshot, constrain, tried)
-        else:
-            rows = result.genotypes[good]
-        return rows, predict
-
-    def _fill(
-        self,
-        problem: _Problem,
-        snapshot: Snapshot,
-        constrain: Callable[[Genotypes], Genotypes],
-        tried: RowSet | None,
-    ) -> Genotypes:
-        """Space-filling genotypes within the budgets, farthest from what was tried first."""
-        space = problem.space
-        candidates = space.canonical(
-            constrain(space_filling(space, STARTUP_CANDIDATES, self._rng))
-        )
-        allowed = self._violation(problem, candidates) == 0
-        if tried is not None:
-            allowed &= ~tried.contains(candidates)
-        if not allowed.any():
-            candidates = self._search_feasible(problem, constrain, tried)
-            allowed = np.ones(len(candidates), bool)
-        candidates = np.unique(candidates[allowed], axis=0)
-        candidates = candidates[self._rng.permutation(len(candidates))]
-        return candidates[farthest(space, candidates, snapshot.tried)]
-
-    def _search_feasible(
-        self,
-        problem: _Problem,
-        constrain: Callable[[Genotypes], Genotypes],
-        tried: RowSet | None,
-    ) -> Genotypes:
-        """Genotypes within the budgets, found by minimising their violation.
-
-        Raises:
-            InfeasibleBudgetError: None was found.
-        """
-        space = problem.space
-
-        def score(rows: Genotypes) -> Floats:
-            again = tried.contains(rows) * 0.5 if tried is not None else 0.0
-            return -self._violation(problem, rows) - again
-
-        if np.prod(space.sizes.astype(float)) <= 1 << 16:  # a small space is looked at whole
-            grid = (
-                np.indices(tuple(space.sizes.tolist()))
-                .reshape(len(space.sizes), -1)
-                .T.astype(np.int32)
-            )
-            rows = np.unique(space.canonical(constrain(grid)), axis=0)
-            scores = score(rows)
-        else:
-            options = EvolutionOptions(generations=60)
-            result = evolve(space, score, rng=self._rng, options=options, constrain=constrain)
-            rows, scores = result.genotypes, result.scores
-        if (scores == 0).any():
-            return np.asarray(rows[scores == 0])
-        inside = self._violation(problem, rows) == 0
-        if inside.any():  # everything feasible was tried: once more is all that is left
-            return np.asarray(rows[inside])
-        raise InfeasibleBudgetError(
-            f"budgets={self._budgets}: no configuration that meets all was found; raise one"
-        )
-
-    def _violation(self, problem: _Problem, rows: Genotypes) -> Floats:
-        """By how much candidates break the budgets or lack a cost, `(n,)`; 0 is feasible."""
-        total = np.zeros(len(rows))
-        columns: dict[str, Floats] = {}
-        if problem.joint and self._compiled is not None:
-            costs = self._compiled(rows)
-            columns = dict(zip(self._compiled.metric_names, costs.T, strict=True))
-            total += UNKNOWN_COST * ~np.isfinite(costs).all(axis=1)
-        if problem.known.functions:
-            values = problem.known(rows)
-            columns |= {
-                problem.known.names[i]: values[:, c] for c, i in enumerate(problem.known.index)
-            }
-        for metric, limit in self._budgets.items():
-            if metric in columns:
-                value = np.where(np.isfinite(columns[metric]), columns[metric], limit)
-                total += np.maximum(value - limit, 0.0) / max(abs(limit), 1e-12)
-        return total
-
-    def _start_population(self, problem: _Problem, snapshot: Snapshot) -> Genotypes:
-        """Children of the measured front, and what the last search ended with."""
-        values = np.column_stack([clipped(c) for c in snapshot.values.T]) * problem.signs
-        front = snapshot.genotypes[nondominated(values)]
-        parents = front[self._rng.integers(len(front), size=SEARCH.population // 2)]
-        children = Variation(problem.space).mutate(parents, 0.1, self._rng)
-        if problem.population is None:
-            return children
-        return np.concatenate([children, problem.population[: SEARCH.population // 4]])
-
-    def _acquisition(
-        self, problem: _Problem, snapshot: Snapshot, tried: RowSet | None
-    ) -> tuple[Callable[[Genotypes], Floats], Callable[[Genotypes], tuple[Floats, Floats]]]:
-        """The score to maximise, and mean and spread of the first predicted objective."""
-        predictors = [
-            surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
-            for surrogate, i in zip(problem.surrogates, problem.predicted, strict=True)
-        ]
-        space, known = problem.space, problem.known
-        factor = self._spread_factor(problem, snapshot)
-
-        def predict(rows: Genotypes) -> tuple[Floats, Floats]:
-            """(n, p) means and spreads."""
-            if not predictors:
-                return np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
-            features = space.features(rows)
-            pairs = [predictor.predict(features) for predictor in predictors]
-            spread = np.column_stack([s for _, s in pairs]) * factor
-            return np.column_stack([m for m, _ in pairs]), spread
-
-        measured = np.column_stack([clipped(c) for c in snapshot.values.T])
-        rows = np.concatenate([snapshot.genotypes, snapshot.running])
-        believed = np.zeros((len(rows), len(problem.signs)))
-        believed[: len(measured)] = measured
-        if len(snapshot.running):
-            believed[len(measured) :, problem.predicted] = predict(snapshot.running)[0]
-        if known.index:
-            believed[:, known.index] = known(rows)
-        usable = np.isfinite(believed).all(axis=1)
-        improvement = self._improvement(problem, believed[usable], predict)
-
-        def score(candidates: Genotypes) -> Floats:
-            result = improvement(candidates)
-            violation = self._violation(problem, candidates)
-            result = np.where(violation > 0, INFEASIBLE - violation, result)
-            if tried is not None:
-                result = np.where(tried.contains(candidates), 2 * INFEASIBLE, result)
-            return result
-
-        def first(candidates: Genotypes) -> tuple[Floats, Floats]:
-            mean, std = predict(candidates)
-            return mean[:, 0], std[:, 0]
-
-        return score, first
-
-    @staticmethod
-    def _spread_factor(problem: _Problem, snapshot: Snapshot) -> float:
-        """By how much proposals were further off than the predictor's spread said.
-
-        Proposals are chosen for being predicted well, so their errors are larger than those of
-        held-out rows. Root mean square of the latest standardised errors, with five that fit.
-        """
-        if len(problem.predicted) != 1:
-            return 1.0
-        mean, std = snapshot.predicted.T
-        error = snapshot.values[:, problem.predicted[0]] - mean
-        known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
-        squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
-        return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))
-
-    def _improvement(
-        self,
-        problem: _Problem,
-        believed: Floats,
-        predict: Callable[[Genotypes], tuple[Floats, Floats]],
-    ) -> Callable[[Genotypes], Floats]:
-        """Expected hypervolume improvement: exact with one predicted objective, else sampled."""
-        known, signs, index = problem.known, problem.signs, problem.known.index
-        reference = self._reference_point(problem, believed)  # oriented
-        values = believed * signs
-        if len(problem.predicted) == 1 and len(index) <= 2:
-            target = problem.predicted[0]
-            exact = KnownCostEHVI(
-                -values[:, target],
-                values[:, index],
-                reference_accuracy=-float(reference[target]),
-                reference_costs=reference[index],
-            )
-            scale = float(np.prod(np.abs(reference[index]))) or 1.0
-
-            def closed(rows: Genotypes) -> Floats:
-                mean, std = predict(rows)
-                gain = exact(-signs[target] * mean[:, 0], std[:, 0], known(rows) * signs[index])
-                return gain / scale
-
-            return closed
-        spread = np.maximum(reference - values.min(axis=0), 1e-12)
-        sampled = SampledEHVI(values / spread, reference / spread, self._rng)
-
-        def estimate(rows: Genotypes) -> Floats:
-            mean = np.zeros((len(rows), len(signs)))
-            std = np.zeros_like(mean)
-            mean[:, problem.predicted], std[:, problem.predicted] = predict(rows)
-            if index:
-                mean[:, index] = np.where(np.isfinite(costs := known(rows)), costs, 0.0)
-            return sampled(mean * signs / spread, std / spread)
-
-        return estimate
-
-    def _reference_point(self, problem: _Problem, believed: Floats) -> Floats:
-        """Reference in minimised orientation: the user's, else chance and the largest costs."""
-        values = believed * problem.signs
-        worst = values.max(axis=0)
-        reference = worst + 0.1 * np.maximum(worst - values.min(axis=0), 1e-12)
-        network = problem.space.network
-        if network is not None and len(problem.predicted) == 1:
-            target = problem.predicted[0]
-            if problem.signs[target] < 0:
-                reference[target] = -1.0 / network.num_classes
-        table = problem.known.table
-        if isinstance(table, CompiledCosts):
-            reference[problem.known.index[: len(table.maxima)]] = table.maxima
-        for metric, value in self._reference.items():
-            if metric in problem.known.names:
-                i = list(problem.known.names).index(metric)
-                reference[i] = value * problem.signs[i]
-        return np.asarray(reference)
-
     def _claim(
         self,
         study: Study,
         trial: FrozenTrial,
-        problem: _Problem,
+        proposer: Proposer,
         ranked: Genotypes,
         constrain: Callable[[Genotypes], Genotypes],
     ) -> Genotypes:
@@ -695,14 +394,14 @@ class APQSampler(BaseSampler):
         """
         for row in ranked[:CLAIM_TRIES]:
             set_trial_attribute(study, trial, "claim", row.tolist())
-            if _continuous(problem.space):
+            if continuous(proposer.space):
                 return np.asarray(row)
-            latest = problem.history.read(study, but=trial.number)
+            latest = proposer.history.read(study, but=trial.number)
             if not len(latest.tried) or not RowSet(latest.tried).contains(row[None])[0]:
                 return np.asarray(row)
         # every good one is taken by now: anything untried, or, if nothing is, the best again
-        latest = problem.history.read(study, but=trial.number)
-        rest = self._fill(problem, latest, constrain, RowSet(latest.tried))
+        latest = proposer.history.read(study, but=trial.number)
+        rest = proposer.fill(latest, constrain, RowSet(latest.tried))
         row = rest[0] if len(rest) else ranked[0]
         set_trial_attribute(study, trial, "claim", row.tolist())
         return np.asarray(row)
@@ -720,8 +419,3 @@ def _holder(fixed: dict[int, int]) -> Callable[[Genotypes], Genotypes]:
         return rows
 
     return hold
-
-
-def _continuous(space: SearchSpace) -> bool:
-    """Whether some decision is a cell of a range, so that equal rows need not be equal values."""
-    return any(decision.grid and decision.role == "float" for decision in space.decisions)

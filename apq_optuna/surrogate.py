@@ -12,13 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.study import Study
+from optuna.trial import TrialState
 
-from apq_optuna.errors import InvalidArgumentError
+from apq_optuna._optuna import study_attribute, trials_of
+from apq_optuna.errors import InvalidArgumentError, PairError, StudyMismatchError
+from apq_optuna.history import History
+from apq_optuna.pairs import PairStore
 from apq_optuna.predictor import AccuracyPredictor, transferred
 from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
 
 Floats = NDArray[np.floating]
+Source = PairStore | Study
 KnownFunction = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
 
 FULL_STEPS = 160
@@ -29,6 +35,9 @@ WARM_STEPS = 12
 
 SCRATCH_HIDDEN = 128
 """Hidden units where there are no fp32 pairs: a study's few hundred rows need no more."""
+
+FEWEST_PAIRS = 10
+"""Fewer fp32 pairs than this teach nothing worth transferring."""
 
 GROWTH = 1.3
 """A fit starts over once there are this many times the rows of the last full one."""
@@ -150,6 +159,62 @@ class Surrogate:
         if len(y):
             predictor.fit(x, y, epochs=max(1, FULL_STEPS // max(1, -(-len(y) // 128))))
         return predictor
+
+
+def surrogate_of(
+    space: SearchSpace, sources: Sequence[Source], *, name: str, index: int, seed: int
+) -> Surrogate:
+    """The surrogate of one objective, with what other sources know of it.
+
+    Args:
+        space: The joint space.
+        sources: fp32 pairs, which are transferred from, and earlier studies, which are trained on.
+        name, index: Of the objective.
+        seed: Of weights, bags and batches.
+
+    Raises:
+        PairError: Pairs of another space, or a study that measured another supernet.
+        StudyMismatchError: A study without a trial in this space.
+    """
+    base, replay = None, None
+    extra: list[tuple[Floats, Floats]] = []
+    supernets = {source.supernet for source in sources if isinstance(source, PairStore)}
+    for source in sources:
+        if isinstance(source, PairStore):
+            pairs = source.load()
+            if len(pairs) >= FEWEST_PAIRS:
+                base = source.fp32_predictor(space, pairs)
+                replay = (source.features(space, pairs), pairs.accuracies)
+            continue
+        theirs = (study_attribute(source, "objective") or {}).get("supernet")
+        if theirs and supernets and theirs not in supernets:
+            raise PairError(
+                f"source: study {source.study_name!r} measured supernet {theirs}, the pairs are "
+                f"of {', '.join(supernets)}; its accuracies do not apply"
+            )
+        extra += _rows_of(source, space, name, index)
+    joined = None
+    if extra:
+        joined = np.concatenate([x for x, _ in extra]), np.concatenate([y for _, y in extra])
+    return Surrogate(space, base=base, replay=replay, extra=joined, seed=seed)
+
+
+def _rows_of(
+    source: Study, space: SearchSpace, name: str, index: int
+) -> list[tuple[Floats, Floats]]:
+    """Features and values of an earlier study's trials in this space; none of an empty one."""
+    snapshot = History(space, strict=False).read(source)
+    names = source.metric_names
+    column = names.index(name) if names and name in names else index
+    finished = sum(trial.state == TrialState.COMPLETE for trial in trials_of(source))
+    if not finished:
+        return []
+    if not len(snapshot.values) or column >= snapshot.values.shape[1]:
+        raise StudyMismatchError(
+            f"source: none of the {finished} completed trials of study {source.study_name!r} has "
+            f"the parameters of this search space and objective {name!r}; leave it out"
+        )
+    return [(space.features(snapshot.genotypes), clipped(snapshot.values[:, column]))]
 
 
 def clipped(values: Floats) -> Floats:

@@ -1,12 +1,10 @@
-"""CIFAR-10, from a folder of images to a front: a search of the supernet that comes with the
-package.
+"""CIFAR-10, from a folder of images to a front, with the supernet that comes with the package.
 
     python studies/cifar10.py --data folder:PATH [--trials 60] [--hardware bitfusion]
 
 PATH holds train/CLASS/IMAGE and test/CLASS/IMAGE. The supernet and its fp32 pairs are in the
-package (`apq_optuna/pretrained/cifar10`), so the search starts at once; `--train-minutes` trains
-one anew.
-Its images must be the ones it was trained on: the same files in the same layout.
+package (`apq_optuna/pretrained/cifar10`), so the search starts at once. Its images must be the
+ones it was trained on: the same files in the same layout. `--train-minutes` trains one anew.
 """
 
 import argparse

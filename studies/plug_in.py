@@ -1,11 +1,9 @@
-"""Somebody's existing Optuna script, with a learning rate of its own, and the two lines that
-change.
+"""Somebody's existing Optuna script, with a learning rate of its own, and the lines that change.
 
     python studies/plug_in.py [--trials 30]
 
 The script tuned a small network on digits by hand: one width, one bit-width, a learning rate.
-    What it
-keeps: its study, its storage, its own parameter. What changes is marked (1) and (2).
+What it keeps: its study, its storage, its own parameter. What changes is marked (1) and (2).
 """
 
 import argparse
