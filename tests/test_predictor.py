@@ -66,7 +66,7 @@ def test_transfer_before_any_quantized_pair_is_the_fp32_predictor(fp32: Accuracy
     np.testing.assert_allclose(
         moved.predict(features)[0], fp32.predict(without_bits)[0], rtol=0, atol=1e-12
     )
-    assert (moved.predict(features)[1] > 0).all()
+    assert (moved.predict(features)[1] >= 0.05).all()  # what bits cost is not known yet
 
 
 def test_changing_only_bits_changes_the_prediction(fp32: AccuracyPredictor) -> None:
