@@ -33,8 +33,24 @@ class WalConnection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA busy_timeout=60000")
-        self.execute("PRAGMA journal_mode=WAL")
+        self._use_log()
         self.execute("PRAGMA synchronous=NORMAL")
+
+    def _use_log(self) -> None:
+        """Turns the log on; only a new database needs it.
+
+        The switch wants the database alone and does not wait for its turn, so workers that open a
+        new one together have to try again.
+        """
+        for _ in range(200):
+            try:
+                self.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                time.sleep(0.05)
+        self.execute("PRAGMA journal_mode=WAL")
 
 
 def engine_options(url: str) -> dict[str, Any]:

@@ -131,6 +131,17 @@ def test_a_server_that_goes_away_is_one_clear_error(
     assert reason is not None and "run the same command again to go on" in str(reason)
 
 
+def test_many_workers_can_open_a_new_database_together(url: str) -> None:
+    code = f"import apq_optuna as apq; apq.open_storage({url!r})"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    for process in processes:
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+
+
 def test_a_storage_that_goes_away_is_one_clear_error(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
