@@ -6,7 +6,6 @@ import torch
 
 from apq_optuna.predictor.mlp import AccuracyPredictor, Floats
 
-
 UNKNOWN_LOSS = 0.05
 """Standard deviation of accuracy lost to quantization, before the first quantized pair."""
 
@@ -16,8 +15,8 @@ def transferred(fp32: AccuracyPredictor) -> AccuracyPredictor:
     """A quantization-aware predictor that starts as a copy of the fp32 one.
 
     The columns of the quantization features start at zero, so before the first quantized pair it
-    predicts for every policy exactly what the fp32 predictor says of the architecture. Its spread is
-    wider: what quantization costs is not known yet.
+    predicts for every policy exactly what the fp32 predictor says of the architecture. Its spread
+    is wider: what quantization costs is not known yet.
     """
     predictor = fp32.copy()
     predictor.weights[0][:, predictor.architecture_features :] = 0.0
