@@ -16,7 +16,8 @@ from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
 
 STALE_SECONDS = 6 * 3600.0
-"""A running trial without a heartbeat that is older than this is taken for dead."""
+"""A running trial that started longer ago than this is taken for dead: not every storage has a
+heartbeat to tell."""
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,12 @@ def test_hashes_separate_bits_from_architecture() -> None:
     assert two.architecture_hash != SearchSpace.preset("digits", num_classes=3).architecture_hash
 
 
+def test_spaces_of_other_images_differ() -> None:
+    other = SearchSpace.preset("cifar10", image_size=64, num_classes=100)
+    assert other != SPACES["cifar10"]
+    assert SearchSpace.preset("cifar10") == SPACES["cifar10"]
+
+
 def test_description_round_trips() -> None:
     for space in SPACES.values():
         assert SearchSpace.from_dict(space.to_dict()) == space

@@ -154,7 +154,8 @@ class SearchSpace:
     @property
     def hash(self) -> str:
         """Identity of the whole space, 16 hexadecimal digits."""
-        return _digest([_describe(decision) for decision in self.decisions])
+        network = None if self.network is None else dataclasses.asdict(self.network)
+        return _digest([network, [_describe(decision) for decision in self.decisions]])
 
     @property
     def architecture_hash(self) -> str:
