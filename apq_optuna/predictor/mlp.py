@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -318,18 +319,18 @@ class AccuracyPredictor:
 
     @classmethod
     def _rebuild(
-        cls, tensors: Mapping[str, Tensor], about: Mapping[str, object], origin: str
+        cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any], origin: str
     ) -> AccuracyPredictor:
         try:
             predictor = cls(
-                int(about["num_features"]),  # type: ignore[call-overload]
-                int(about["architecture_features"]),  # type: ignore[call-overload]
-                members=int(about["members"]),  # type: ignore[call-overload]
-                hidden=int(about["hidden"]),  # type: ignore[call-overload]
-                bag=float(about["bag"]),  # type: ignore[arg-type]
+                int(about["num_features"]),
+                int(about["architecture_features"]),
+                members=int(about["members"]),
+                hidden=int(about["hidden"]),
+                bag=float(about["bag"]),
             )
             for name in ("centre", "unit", "spread_gain", "spread_floor"):
-                setattr(predictor, name, float(about[name]))  # type: ignore[arg-type]
+                setattr(predictor, name, float(about[name]))
             for i in range(4):
                 predictor.weights[i].copy_(tensors[f"weight{i}"])
                 predictor.biases[i].copy_(tensors[f"bias{i}"])
