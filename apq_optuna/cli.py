@@ -21,7 +21,7 @@ The steps, in order; every one goes on where it was stopped:
   report     its Pareto front as an HTML page, and inside optuna-dashboard
   finetune   the trial you choose, finished, tested once and saved
 and beside them:
-  quickstart all of it on a small embedded data set, in about a minute
+  quickstart all of it on a small embedded data set, in about a minute and a half
   hardware   list devices, build cost tables, price any torchvision model
 """
 
@@ -61,8 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------- arguments
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the layout of descriptions and shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        quiet = action.default in (None, False, "", []) or "default" in (action.help or "")
+        return action.help if quiet else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
+    form = _Help
     parser = argparse.ArgumentParser("apq-optuna", description=_ABOUT, formatter_class=form)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -95,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--epochs", type=float, default=20.0, help="passes over the images")
     train.add_argument("--minutes", type=float, help="training time, instead of --epochs")
-    train.add_argument("--batch-size", type=int, default=128)
+    train.add_argument("--batch-size", type=int, default=128, help="images a step")
     train.add_argument("--learning-rate", type=float, default=0.08, help="peak rate (SGD)")
     _common(train)
 
@@ -129,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--trials", type=int, default=100, help="completed trials to reach in total"
     )
-    search.add_argument("--sampler", choices=("apq", "random", "nsga2", "tpe"), default="apq")
+    search.add_argument("--sampler", choices=("apq", "random", "nsga2", "tpe"), default="apq",
+                        help="ours, or a peer to compare with")  # fmt: skip
     search.add_argument("--budget", action="append", default=[], metavar="METRIC=LIMIT",
                         help="hard limit on a cost, e.g. latency_ms=2.0; repeatable")  # fmt: skip
     search.add_argument("--source-study", action="append", default=[], metavar="NAME",
@@ -146,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", commands.report, "Draw a study again, with the network of a chosen trial."
     )
     _run(report)
-    report.add_argument("--study", default="search")
+    report.add_argument("--study", default="search", help="name of the study")
     report.add_argument(
         "--trial", type=int, help="trial whose network is drawn (default: the best)"
     )
@@ -159,9 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _data(finetune)
     _run(finetune)
-    finetune.add_argument("--study", default="search")
+    finetune.add_argument("--study", default="search", help="name of the study")
     finetune.add_argument("--trial", type=int, help="trial to finish (default: most accurate)")
-    finetune.add_argument("--epochs", type=float, default=10.0)
+    finetune.add_argument("--epochs", type=float, default=10.0, help="passes over the images")
     finetune.add_argument("--hardware", default="", metavar="NAME|FILE",
                           help="device to price it on (default: the study's)")  # fmt: skip
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
@@ -170,23 +179,25 @@ def _parser() -> argparse.ArgumentParser:
     hardware = command("hardware", commands.hardware, "Devices and cost tables.")
     kinds = hardware.add_subparsers(dest="action", required=True, metavar="ACTION")
     kinds.add_parser("list", help="devices that come with the package")
-    build = kinds.add_parser("build", help="write the cost table of a search space")
-    build.add_argument("--device", default="bitfusion")
+    build = kinds.add_parser(
+        "build", help="write the cost table of a search space", formatter_class=form
+    )
+    build.add_argument("--device", default="bitfusion", help="name of a device")
     build.add_argument("--preset", help="search space of a preset")
     build.add_argument("--run", type=Path, help="search space of a trained supernet")
     build.add_argument("--out", type=Path, required=True, help="JSON file")
-    price = kinds.add_parser("price", help="price a torchvision model")
-    price.add_argument("--device", default="bitfusion")
+    price = kinds.add_parser("price", help="price a torchvision model", formatter_class=form)
+    price.add_argument("--device", default="bitfusion", help="name of a device")
     price.add_argument("--model", default="mobilenet_v2", help="name in torchvision.models")
-    price.add_argument("--image-size", type=int, default=224)
-    price.add_argument("--bits", type=int, default=8)
+    price.add_argument("--image-size", type=int, default=224, help="side in pixels")
+    price.add_argument("--bits", type=int, default=8, help="of weights and activations")
     return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
 
 

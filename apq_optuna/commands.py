@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def _threads(arguments: Any) -> None:
         torch.set_num_threads(arguments.threads)
 
 
-def _folder(arguments: Any) -> Path:
+def _folder(arguments: Any, *, make: bool = True) -> Path:
     """Where results of a run go."""
     name = str(arguments.run)
     folder = (
@@ -36,7 +37,8 @@ def _folder(arguments: Any) -> Path:
         if name.startswith("pretrained:")
         else arguments.run
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
 
@@ -95,6 +97,12 @@ def _bar(total: float, text: str, **options: Any) -> Any:
     return tqdm(total=total, desc=text, mininterval=0.5, dynamic_ncols=True, **options)
 
 
+def _program() -> Path:
+    """How this program was called, for the commands it suggests."""
+    called = Path(sys.argv[0])
+    return called if called.name == "apq-optuna" else Path("apq-optuna")
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -102,6 +110,10 @@ def _say(text: str) -> None:
 def _load_study(arguments: Any) -> Study:
     from apq_optuna.storage import open_storage
 
+    if arguments.storage is None and not (_folder(arguments, make=False) / "apq.db").exists():
+        raise InvalidArgumentError(
+            f"--run {arguments.run} has no study yet: there is no apq.db; run `search` first"
+        )
     return _find_study(arguments.study, open_storage(_url(arguments)), "--study")
 
 
@@ -132,7 +144,7 @@ def train(arguments: Any) -> None:
         learning_rate=arguments.learning_rate,
     )
     _train_supernet(arguments, data, arguments.preset, plan)
-    _say(f"next: apq-optuna collect --run {arguments.run}")
+    _say(f"next: {_program()} collect --run {arguments.run}")
 
 
 def _train_supernet(arguments: Any, data: ImageData, preset: str, plan: Any) -> OnceForAllNet:
@@ -195,7 +207,7 @@ def collect(arguments: Any) -> None:
     )
     if arguments.export is not None:
         _say(f"exported to {store.export_npz(arguments.export)}")
-    _say(f"next: apq-optuna search --run {arguments.run}")
+    _say(f"next: {_program()} search --run {arguments.run}")
 
 
 def _collect_pairs(
@@ -305,7 +317,7 @@ def _run_study(
     from apq_optuna.objective import Objective
     from apq_optuna.pairs import PairStore
     from apq_optuna.report import ParetoReport, remember, stored_baselines, uniform_baselines
-    from apq_optuna.storage import open_storage
+    from apq_optuna.storage import GRACE_SECONDS, open_storage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -331,6 +343,11 @@ def _run_study(
         f"study {study_name!r} in {url}: {done} of {arguments.trials} trials done, "
         f"{len(store)} fp32 pairs, device {costs.device}"
     )
+    if running := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(False)):
+        _say(
+            f"{running} trials are running elsewhere; one whose worker is dead is failed "
+            f"{GRACE_SECONDS} s after its last sign of life"
+        )
     if baselines and not stored_baselines(study):
         _say("measuring the largest network at uniform 8, 6 and 4 bits")
         remember(study, supernet.space, uniform_baselines(objective, costs))
@@ -368,9 +385,13 @@ def _run_study(
     _say_front(study, time.perf_counter() - started)
     drawing.write(study)
     _say(f"report: {path}")
-    _say(f"dashboard: optuna-dashboard {url}")
-    _say(f"resume or extend: the same command with a larger --trials (now {arguments.trials})")
-    _say(f"next: apq-optuna finetune --run {arguments.run} --study {study_name} --trial N")
+    program = _program()
+    again = (
+        "quickstart" if arguments.command == "quickstart" else f"search --run {arguments.run} ..."
+    )
+    _say(f"dashboard: {program.with_name('optuna-dashboard')} {url}")
+    _say(f"resume or extend: {program} {again} --trials {2 * arguments.trials}")
+    _say(f"next: {program} finetune --run {arguments.run} --study {study_name} --trial N")
     return study
 
 
@@ -429,7 +450,7 @@ def report(arguments: Any) -> None:
     write_html(study, figures, path)
     save_to_dashboard(study, figures)
     _say(f"report: {path}")
-    _say(f"dashboard: optuna-dashboard {_url(arguments)}")
+    _say(f"dashboard: {_program().with_name('optuna-dashboard')} {_url(arguments)}")
 
 
 def finetune(arguments: Any) -> None:
@@ -450,6 +471,10 @@ def finetune(arguments: Any) -> None:
     costs = _costs(arguments.hardware or study_attribute(study, "hardware") or "", supernet)
     data = _supernet_images(arguments, supernet)
     path = arguments.out or _folder(arguments) / f"finished-{number}"
+    if (path / "network.safetensors").exists():
+        raise InvalidArgumentError(
+            f"--out {path} holds a finished network, tested once; choose another folder"
+        )
     with _bar(1, f"finetune trial {number}", unit="step") as bar:
 
         def show(step: int, steps: int, loss: float) -> None:
@@ -468,7 +493,8 @@ def finetune(arguments: Any) -> None:
         f"trial {number}: search-validation {measured['search_validation']:.4f} (fp32 before "
         f"quantization {measured['search_validation_fp32']:.4f}), test {measured['test']:.4f}"
     )
-    _say(f"costs on {stored['device']}: {stored['costs']}")
+    priced = ", ".join(f"{name} {value:.4f}" for name, value in stored["costs"].items())
+    _say(f"costs on {stored['device']}: {priced}")
     _say(f"saved in {path}; loaded again: search-validation {again:.4f}")
     _say(f'use it: apq_optuna.load_network("{path}")')
 
@@ -509,4 +535,4 @@ def hardware(arguments: Any) -> None:
     table = device.table(space)
     table.save(arguments.out)
     _say(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s: {arguments.out}")
-    _say(f"next: apq-optuna search --hardware {arguments.out} --run RUN")
+    _say(f"next: {_program()} search --hardware {arguments.out} --run RUN")

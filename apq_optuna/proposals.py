@@ -85,6 +85,7 @@ class Proposer:
         constrain: Callable[[Genotypes], Genotypes],
     ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
         """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
+        constrain = self._runnable(constrain)
         tried = (
             RowSet(snapshot.tried) if len(snapshot.tried) and not continuous(self.space) else None
         )
@@ -107,6 +108,15 @@ class Proposer:
             return self.fill(snapshot, constrain, tried), predict
         return result.genotypes[good], predict
 
+    def _runnable(
+        self, constrain: Callable[[Genotypes], Genotypes]
+    ) -> Callable[[Genotypes], Genotypes]:
+        """`constrain`, and before it blocks the device cannot run replaced by ones it can."""
+        priced = self.priced
+        if priced is None or not priced.has_gaps:
+            return constrain
+        return lambda rows: constrain(priced.repair(rows, self.rng))
+
     def fill(
         self,
         snapshot: Snapshot,
@@ -114,7 +124,7 @@ class Proposer:
         tried: RowSet | None,
     ) -> Genotypes:
         """Space-filling genotypes within the budgets, farthest from what was tried first."""
-        space = self.space
+        space, constrain = self.space, self._runnable(constrain)
         candidates = space.canonical(constrain(space_filling(space, STARTUP_CANDIDATES, self.rng)))
         allowed = self._violation(candidates) == 0
         if tried is not None:
@@ -160,7 +170,9 @@ class Proposer:
         if inside.any():  # everything feasible was tried: once more is all that is left
             return np.asarray(rows[inside])
         raise InfeasibleBudgetError(
-            f"budgets={self.budgets}: no configuration that meets all was found; raise one"
+            f"budgets={dict(self.budgets)}: no configuration that meets all was found; raise one"
+            if self.budgets
+            else "the device runs no configuration with the parameters that this trial fixes"
         )
 
     def _violation(self, rows: Genotypes) -> Floats:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.logging import get_logger
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -26,6 +27,8 @@ from apq_optuna.space.space import Genotypes
 Floats = NDArray[np.floating]
 Source = PairStore | Study
 KnownFunction = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
+
+_logger = get_logger("apq_optuna.sampler")
 
 FULL_STEPS = 160
 """Optimiser steps of a fit from the start."""
@@ -185,6 +188,11 @@ def surrogate_of(
             if len(pairs) >= FEWEST_PAIRS:
                 base = source.fp32_predictor(space, pairs)
                 replay = (source.features(space, pairs), pairs.accuracies)
+            else:
+                _logger.warning(
+                    "source: %d fp32 pairs of supernet %s in %s, too few to transfer from; was "
+                    "`collect` run with this database?", len(pairs), source.supernet, source.url,
+                )  # fmt: skip
             continue
         theirs = (study_attribute(source, "objective") or {}).get("supernet")
         if theirs and supernets and theirs not in supernets:

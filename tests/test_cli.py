@@ -43,6 +43,10 @@ def test_the_whole_job(
     saved = re.search(r"search-validation (0\.\d+) \(fp32", out)
     again = re.search(r"loaded again: search-validation (0\.\d+)", out)
     assert saved and again and saved[1] == again[1]
+    assert main(["finetune", *run, "--trial", "3", "--epochs", "1", "--out", "done"]) == 2
+    assert "holds a finished network, tested once" in capsys.readouterr().err
+    assert main(["report", *run, "--study", "none"]) == 2
+    assert "--study 'none' is not in sqlite" in capsys.readouterr().err
     assert "test 0." in out
     assert main(["search", *run, "--study", "second", "--source-study", "search", "--trials", "2",
                  "--steps", "1", "--images", "50", "--no-baselines"]) == 0  # fmt: skip
@@ -121,7 +125,7 @@ def test_hardware_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["search", "--run", "RUN", "--device", "nochip"], "device='nochip' cannot be used"),
         (["search", "--run", "RUN", "--images", "0"], "images=0: at least 1"),
         (["collect", "--run", "RUN", "--images", "0"], "images=0, calibration_images=512"),
-        (["report", "--run", "RUN", "--study", "none"], "--study 'none' is not in sqlite"),
+        (["report", "--run", "nowhere"], "--run nowhere has no study yet: there is no apq.db"),
         (["hardware", "price", "--model", "nonet"], "--model 'nonet'"),
         (["hardware", "build", "--out", "t.json"], "give either --preset or --run"),
     ],

@@ -109,6 +109,19 @@ def test_a_device_of_ones_own_takes_a_dozen_lines() -> None:
         table.network_cost(subnet.with_bits(4).layers())
 
 
+def test_blocks_a_device_cannot_run_are_repaired(digits_costs: CostTable) -> None:
+    space = SearchSpace.preset("digits")
+    only_8 = {k: v for k, v in digits_costs.entries.items() if k[1:] == (8, 8)}
+    compiled = CostTable(only_8, device="board").compile(space)
+    rng = np.random.default_rng(0)
+    rows = space.sample(300, rng)
+    assert np.isinf(compiled(rows)).any()
+    repaired = compiled.repair(rows, rng)
+    assert np.isfinite(compiled(repaired)).all()
+    feasible = np.isfinite(compiled(rows)).all(axis=1)
+    np.testing.assert_array_equal(repaired[feasible], rows[feasible])
+
+
 # ---------------------------------------------------------------------- files
 
 

@@ -130,6 +130,18 @@ def test_a_budget_is_never_broken(measure: Measured) -> None:
     assert max(t.values[1] for t in study.trials) <= limit
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_device_of_one_bit_width_is_searched(digits_costs: CostTable, seed: int) -> None:
+    only_8 = {k: v for k, v in digits_costs.entries.items() if k[1:] == (8, 8)}
+    costs = CostTable(only_8, device="board")
+    sampler = apq.APQSampler(SPACE, costs=costs, seed=seed, n_startup_trials=3)
+    study = new_study(sampler)
+    study.optimize(Measured(costs), n_trials=6)
+    assert len(set(rows(study))) == 6
+    bits = {v for t in study.trials for k, v in t.params.items() if k.endswith("_bits")}
+    assert bits == {8}
+
+
 def test_startup_trials_see_every_bit_width(measure: Measured) -> None:
     study = new_study(apq.APQSampler(SPACE, costs=measure.costs, seed=0, n_startup_trials=12))
     study.optimize(measure, n_trials=12)

@@ -263,12 +263,20 @@ class CompiledCosts:
         blocks = [(s, b) for s, st in enumerate(spec.stages) for b in range(st.depths[-1])]
         strides = np.zeros((len(space.decisions), len(blocks)), np.float32)
         flats: list[NDArray[np.float64]] = []
+        self._repairs: list[tuple[list[int], NDArray[np.int32]]] = []
         offset = 0
         offsets = []
         for j, (s, b) in enumerate(blocks):
             costs = _block_costs(table, spec, s, b, m)  # (k, c, pw_w, pw_a, dw_w, dw_a, m)
             step = 1
             names = ("kernel", "channels", *BIT_NAMES)
+            columns = [space.column[f"stage{s + 1}.block{b + 1}.{name}"] for name in names]
+            runnable = np.argwhere(np.isfinite(costs).all(axis=-1)).astype(np.int32)
+            if not len(runnable):
+                raise CostTableError(
+                    f"the device {table.device!r} runs no choice of stage {s + 1}, block {b + 1}"
+                )
+            self._repairs.append((columns, runnable))
             for name, size in zip(names[::-1], costs.shape[-2::-1], strict=True):
                 strides[space.column[f"stage{s + 1}.block{b + 1}.{name}"], j] = step
                 step *= size
@@ -284,6 +292,31 @@ class CompiledCosts:
         self._inactive = space.inactive(np.array(kernels, np.intp))
         self._summarise(spec, blocks, flats)
 
+    def repair(self, genotypes: Genotypes, rng: np.random.Generator) -> Genotypes:
+        """`(n, D)` genotypes in which every block that has no cost is one, drawn at random, that
+        has.
+
+        A device that runs few of the bit-widths leaves so few feasible networks that chance does
+        not find them.
+        """
+        flat, index = self._flat[0], self._index(genotypes)
+        missing = ~np.isfinite(flat.take(index))
+        if not missing.any():
+            return genotypes
+        result = genotypes.copy()
+        for block, (columns, runnable) in enumerate(self._repairs):  # a loop over blocks only
+            rows = np.flatnonzero(missing[:, block])
+            drawn = runnable[rng.integers(len(runnable), size=len(rows))]
+            result[rows[:, None], columns] = drawn
+        return result
+
+    def _index(self, rows: Genotypes) -> NDArray[np.int32]:
+        """`(n, D)` to `(n, blocks)`: each block's place in the flat table."""
+        index = (rows.astype(np.float32) @ self._strides).astype(np.int32)
+        index += self._offsets
+        index[self._inactive(rows)] = self._nothing
+        return index
+
     def _summarise(
         self, spec: NetworkSpec, blocks: list[tuple[int, int]], flats: list[NDArray[np.float64]]
     ) -> None:
@@ -295,14 +328,17 @@ class CompiledCosts:
             minima += sum(least[: stage.depths[0]])
         self.minima = minima
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether some choice of the space has no cost."""
+        return bool(np.isinf(self._flat).any())
+
     def __call__(self, genotypes: Genotypes) -> NDArray[np.float64]:
         """`(n, D)` genotypes to `(n, m)` costs; inf where the table has no entry."""
         out = np.empty((len(genotypes), len(self.metric_names)))
         for start in range(0, len(genotypes), CHUNK):  # a chunk's arrays stay in the cache
             rows = genotypes[start : start + CHUNK]
-            index = (rows.astype(np.float32) @ self._strides).astype(np.int32)
-            index += self._offsets
-            index[self._inactive(rows)] = self._nothing
+            index = self._index(rows)
             for column, flat in enumerate(self._flat):
                 flat.take(index).sum(axis=1, out=out[start : start + CHUNK, column])
         out += self.fixed

@@ -302,8 +302,12 @@ class _Trainer:
             return
         tensors, about = read_checkpoint(self.file)
         if about.get("fingerprint") != self.fingerprint:
+            names = ("space", "data", "seed", "plan")
+            theirs = json.loads(str(about.get("fingerprint") or "[0, 0, 0, 0]"))
+            ours = json.loads(self.fingerprint)
+            other = [n for n, a, b in zip(names, theirs, ours, strict=True) if a != b]
             raise CheckpointError(
-                f"{self.file} is of another run (space, data, seed or plan differ); "
+                f"{self.file} is of another run (of another {' and '.join(other)}); "
                 "choose another folder, or remove it to start again"
             )
         state = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
