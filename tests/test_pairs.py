@@ -127,6 +127,19 @@ def test_a_store_survives_pickling(store: PairStore) -> None:
     assert len(pickle.loads(pickle.dumps(store))) == 2
 
 
+def test_the_packages_supernet_and_pairs_belong_together(url: str) -> None:
+    from apq_optuna.supernet.checkpoint import PRETRAINED
+
+    supernet = OnceForAllNet.load("cifar10")
+    assert supernet.space == SearchSpace.preset("cifar10")
+    store = PairStore(url, supernet=supernet)
+    assert store.import_npz(PRETRAINED / "cifar10" / "pairs.npz") == len(store) == 1050
+    accuracies = store.load().accuracies
+    assert 0.6 < accuracies.min() < accuracies.max() < 0.8
+    size = sum(path.stat().st_size for path in (PRETRAINED / "cifar10").iterdir())
+    assert size < 8e6
+
+
 # ---------------------------------------------------------------------- collecting
 
 
