@@ -334,6 +334,8 @@ def _run_study(
         load_if_exists=True,
     )  # fmt: skip
     objective.check_study(study)
+    if kind != "apq" and study.get_trials(deepcopy=False):
+        sampler.reseed_rng()  # the same seed would begin with the trials that are there already
     if study.metric_names is None:
         study.set_metric_names(objective.metric_names)
     if arguments.command == "search":

@@ -85,7 +85,6 @@ class Proposer:
         constrain: Callable[[Genotypes], Genotypes],
     ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
         """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
-        constrain = self._runnable(constrain)
         tried = (
             RowSet(snapshot.tried) if len(snapshot.tried) and not continuous(self.space) else None
         )
@@ -100,7 +99,7 @@ class Proposer:
             rng=self.rng,
             options=SEARCH,
             initial=initial,
-            constrain=constrain,
+            constrain=self._runnable(constrain),
         )
         self.population = result.genotypes
         good = result.scores > INFEASIBLE / 2

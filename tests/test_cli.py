@@ -54,6 +54,18 @@ def test_the_whole_job(
     assert "imported 60 pairs" in capsys.readouterr().out
 
 
+def test_a_resumed_peer_does_not_repeat_its_trials(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--no-baselines",
+               "--sampler", "random", "--steps", "1", "--images", "50"]  # fmt: skip
+    for total in ("2", "4"):
+        assert main([*command, "--trials", total]) == 0
+    trials = optuna.load_study(study_name="search", storage="sqlite:///a.db").trials
+    assert len({tuple(sorted(trial.params.items())) for trial in trials}) == 4
+
+
 def test_quickstart_and_its_second_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,18 @@ def test_sorting_channels_keeps_the_function(supernet: OnceForAllNet) -> None:
     torch.testing.assert_close(supernet(IMAGES), before, rtol=1e-4, atol=1e-5)
 
 
+def test_momentum_moves_with_its_channels(digits: ImageData, tmp_path: Path) -> None:
+    from apq_optuna.supernet.training import _Trainer
+
+    net = OnceForAllNet(SearchSpace.preset("digits"))
+    trainer = _Trainer(net, digits, TrainingPlan(), tmp_path, "cpu", seed=0)
+    for parameter in net.parameters():  # momentum that says which weight it belongs to
+        trainer.optimizer.state[parameter]["momentum_buffer"] = parameter.detach().clone()
+    trainer._sort_channels()
+    for parameter in net.parameters():
+        assert torch.equal(trainer.optimizer.state[parameter]["momentum_buffer"], parameter)
+
+
 def test_smaller_kernels_are_the_transformed_centre() -> None:
     space = SearchSpace.preset("cifar10")
     block = next(iter(OnceForAllNet(space).elastic_blocks()))

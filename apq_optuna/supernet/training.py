@@ -271,14 +271,14 @@ class _Trainer:
                 block.depthwise.weight, block.depthwise_norm.weight, block.depthwise_norm.bias,
             )  # fmt: skip
             for parameter in rows:
-                self._reorder_momentum(parameter, lambda m, o=order: m[o])  # type: ignore[misc]
-            self._reorder_momentum(block.project.weight, lambda m, o=order: m[:, o])  # type: ignore[misc]
+                self._reorder_momentum(parameter, order, axis=0)
+            self._reorder_momentum(block.project.weight, order, axis=1)
         self.sorted = True
 
-    def _reorder_momentum(self, parameter: Tensor, reorder: Callable[[Tensor], Tensor]) -> None:
+    def _reorder_momentum(self, parameter: Tensor, order: Tensor, *, axis: int) -> None:
         buffer = self.optimizer.state[parameter].get("momentum_buffer")
         if buffer is not None:
-            buffer.copy_(reorder(buffer.clone()))
+            buffer.copy_(buffer.index_select(axis, order))
 
     def _save(self) -> None:
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
