@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -29,6 +30,8 @@ class Snapshot:
         values: Of the completed trials, `(n, M)`, as stored.
         predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
             where none was.
+        constraints: Values set through `Trial.set_constraint` by name, `(n,)` each; at most 0 is
+            feasible, NaN where a trial has none.
         tried: Genotypes not to be proposed again: finished in whatever state, or running.
         running: Genotypes of running trials, `(r, D)`.
     """
@@ -36,8 +39,17 @@ class Snapshot:
     genotypes: Genotypes
     values: NDArray[np.float64]
     predicted: NDArray[np.float64]
+    constraints: dict[str, NDArray[np.float64]]
     tried: Genotypes
     running: Genotypes
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Which completed trials break no constraint, `(n,) bool`."""
+        mask = np.ones(len(self.genotypes), bool)
+        for values in self.constraints.values():
+            mask &= ~(values > 0)
+        return mask
 
 
 class History:
@@ -56,6 +68,7 @@ class History:
         self._rows: list[Genotypes] = []
         self._values: list[list[float]] = []
         self._predicted: list[list[float]] = []
+        self._constraints: list[dict[str, float]] = []
         self._other: list[Genotypes] = []
 
     def read(self, study: Study, *, but: int = -1) -> Snapshot:
@@ -78,6 +91,7 @@ class History:
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 self._rows.append(row)
                 self._values.append(trial.values)
+                self._constraints.append(trial.constraints)
                 self._predicted.append(trial_attribute(trial, "raw_prediction") or [np.nan] * 2)
             else:
                 self._other.append(row)
@@ -86,9 +100,17 @@ class History:
             _stack(self._rows, width),
             np.array(self._values, float).reshape(len(self._rows), len(study.directions)),
             np.array(self._predicted, float).reshape(len(self._rows), 2),
+            self._constraint_columns(),
             _stack([*self._rows, *self._other, *running], width),
             _stack(running, width),
         )
+
+    def _constraint_columns(self) -> dict[str, NDArray[np.float64]]:
+        names = dict.fromkeys(name for each in self._constraints for name in each)
+        return {
+            name: np.array([each.get(name, np.nan) for each in self._constraints], float)
+            for name in names
+        }
 
     def _row(self, trial: FrozenTrial) -> Genotypes | None:
         for name, distribution in trial.distributions.items():
@@ -98,8 +120,9 @@ class History:
                     f"{self._distributions[name]}: this study is of another space; use "
                     "another study_name"
                 )
+        fill = not self.strict and trial.state == TrialState.COMPLETE and bool(trial.params)
         try:
-            return self.space.from_params(trial.params)
+            return self.space.from_params(trial.params, fill=fill)
         except SpaceError:
             return None
 
@@ -121,6 +144,29 @@ class History:
 
 def _stack(rows: list[Genotypes], width: int) -> Genotypes:
     return np.stack(rows) if rows else np.zeros((0, width), np.int32)
+
+
+class ParameterUnion:
+    """Every parameter that completed trials of a study had, conditional ones included.
+
+    A parameter whose distribution changed between trials is left out.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._found: dict[str, BaseDistribution] = {}
+        self._changed: set[str] = set()
+
+    def read(self, study: Study) -> dict[str, BaseDistribution]:
+        """Parameters by name, in the order they were first seen."""
+        for trial in trials_of(study):
+            if trial.state != TrialState.COMPLETE or trial.number in self._seen:
+                continue
+            self._seen.add(trial.number)
+            for name, distribution in trial.distributions.items():
+                if self._found.setdefault(name, distribution) != distribution:
+                    self._changed.add(name)
+        return {n: d for n, d in self._found.items() if n not in self._changed}
 
 
 class RowSet:

@@ -9,12 +9,17 @@ Notation:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from apq_optuna.errors import InfeasibleBudgetError
+from apq_optuna.filling import farthest, space_filling
 from apq_optuna.hardware import CompiledCosts
 from apq_optuna.history import History, RowSet, Snapshot
+from apq_optuna.known import KnownObjectives
 from apq_optuna.search import (
     EvolutionOptions,
     KnownCostEHVI,
@@ -22,20 +27,31 @@ from apq_optuna.search import (
     evolve,
     nondominated,
 )
+from apq_optuna.search.ehvi import NO_GAIN
 from apq_optuna.search.evolution import Variation
 from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
-from apq_optuna.surrogate import (
-    Floats,
-    KnownObjectives,
-    Surrogate,
-    clipped,
-    farthest,
-    space_filling,
-)
+from apq_optuna.surrogate import Surrogate, clipped
+
+Floats = NDArray[np.floating]
+
+STARTUP = 10
+"""Space-filling trials where nothing is known."""
+
+STARTUP_INFORMED = 2
+"""And where a source tells what to expect, but the objectives' ranges are still to be seen."""
 
 STARTUP_CANDIDATES = 256
 SEARCH = EvolutionOptions(population=100, generations=20)
+"""In a network's space, whose blocks mutate as one."""
+
+PLAIN_SEARCH = replace(SEARCH, mutation_probability=0.2)
+"""In a plain space, where most mutations are small steps."""
+
+BEYOND_FRONT = 0.3
+"""The reference lies this share of an objective's range beyond the worst of the front: the front's
+own range would never let a collapsed one grow again, all trials' would reward extremes."""
+
 INFEASIBLE = -1e9
 UNKNOWN_COST = 1e6
 
@@ -53,7 +69,8 @@ class Proposer:
         priced: The compiled cost table of a joint space.
         budgets: Upper limits by metric name.
         reference: Reference values by metric name, where the user gave some.
-        n_startup_trials: Completed trials before the surrogates decide.
+        n_startup_trials: Completed trials before the surrogates decide; None decides by what they
+            know already.
         rng: Randomness; the sampler replaces it when it is reseeded.
     """
 
@@ -69,15 +86,25 @@ class Proposer:
         priced: CompiledCosts | None,
         budgets: Mapping[str, float],
         reference: Mapping[str, float],
-        n_startup_trials: int,
+        n_startup_trials: int | None,
         rng: np.random.Generator,
     ) -> None:
         self.space, self.joint, self.known, self.predicted = space, joint, known, predicted
         self.signs, self.surrogates, self.priced = signs, surrogates, priced
         self.budgets, self.reference = budgets, reference
-        self.n_startup_trials, self.rng = n_startup_trials, rng
+        self.rng = rng
         self.history = History(space, strict=joint)
+        self.n_startup = self._needed_before() if n_startup_trials is None else n_startup_trials
+        self.search = SEARCH if space.network is not None else PLAIN_SEARCH
         self.population: Genotypes | None = None
+        self._constraints: dict[str, Surrogate] = {}
+
+    def _needed_before(self) -> int:
+        """Space-filling trials needed: none where even the reference point is known."""
+        if not any(surrogate.knows for surrogate in self.surrogates):
+            return STARTUP
+        bounded = isinstance(self.known.table, CompiledCosts) and len(self.predicted) == 1
+        return 0 if self.space.network is not None and bounded else STARTUP_INFORMED
 
     def rank(
         self,
@@ -88,7 +115,7 @@ class Proposer:
         tried = (
             RowSet(snapshot.tried) if len(snapshot.tried) and not continuous(self.space) else None
         )
-        if len(snapshot.genotypes) < self.n_startup_trials:
+        if len(snapshot.genotypes) < self.n_startup:
             rows = self.fill(snapshot, constrain, tried)
             return rows, None
         score, predict = self._acquisition(snapshot, tried)
@@ -97,7 +124,7 @@ class Proposer:
             self.space,
             score,
             rng=self.rng,
-            options=SEARCH,
+            options=self.search,
             initial=initial,
             constrain=self._runnable(constrain),
         )
@@ -193,31 +220,35 @@ class Proposer:
 
     def _start_population(self, snapshot: Snapshot) -> Genotypes:
         """Children of the measured front, and what the last search ended with."""
+        if not len(snapshot.genotypes):
+            return space_filling(self.space, self.search.population, self.rng)
         values = np.column_stack([clipped(c) for c in snapshot.values.T]) * self.signs
-        front = snapshot.genotypes[nondominated(values)]
-        parents = front[self.rng.integers(len(front), size=SEARCH.population // 2)]
-        children = Variation(self.space).mutate(parents, 0.1, self.rng)
+        kept = snapshot.feasible if snapshot.feasible.any() else np.ones(len(values), bool)
+        front = snapshot.genotypes[kept][nondominated(values[kept])]
+        parents = front[self.rng.integers(len(front), size=self.search.population // 2)]
+        children = Variation(self.space).mutate(
+            parents, self.search.mutation_probability, self.rng
+        )
         if self.population is None:
             return children
-        return np.concatenate([children, self.population[: SEARCH.population // 4]])
+        return np.concatenate([children, self.population[: self.search.population // 4]])
 
     def _acquisition(
         self, snapshot: Snapshot, tried: RowSet | None
     ) -> tuple[Callable[[Genotypes], Floats], Callable[[Genotypes], tuple[Floats, Floats]]]:
         """The score to maximise, and mean and spread of the first predicted objective."""
-        predictors = [
+        surrogates = [
             surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
             for surrogate, i in zip(self.surrogates, self.predicted, strict=True)
         ]
-        space, known = self.space, self.known
+        known = self.known
         factor = self.spread_factor(snapshot)
 
         def predict(rows: Genotypes) -> tuple[Floats, Floats]:
             """(n, p) means and spreads."""
-            if not predictors:
+            if not surrogates:
                 return np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
-            features = space.features(rows)
-            pairs = [predictor.predict(features) for predictor in predictors]
+            pairs = [surrogate.predict(rows) for surrogate in surrogates]
             spread = np.column_stack([s for _, s in pairs]) * factor
             return np.column_stack([m for m, _ in pairs]), spread
 
@@ -230,10 +261,17 @@ class Proposer:
         if known.index:
             believed[:, known.index] = known(rows)
         usable = np.isfinite(believed).all(axis=1)
-        improvement = self._improvement(believed[usable], predict)
+        usable = usable & np.concatenate([snapshot.feasible, np.ones(len(snapshot.running), bool)])
+        improvement = self._improvement(believed[usable], predict) if usable.any() else None
+        probability = self._feasibility(snapshot)
 
         def score(candidates: Genotypes) -> Floats:
-            result = improvement(candidates)
+            if improvement is None:  # first of all something that breaks no constraint
+                result = probability(candidates)
+            else:
+                result = improvement(candidates)
+                if snapshot.constraints:
+                    result = np.where(result > NO_GAIN, result * probability(candidates), result)
             violation = self._violation(candidates)
             result = np.where(violation > 0, INFEASIBLE - violation, result)
             if tried is not None:
@@ -245,6 +283,24 @@ class Proposer:
             return mean[:, 0], std[:, 0]
 
         return score, first
+
+    def _feasibility(self, snapshot: Snapshot) -> Callable[[Genotypes], Floats]:
+        """Probability that a candidate meets every constraint the trials have set, `(n,)`."""
+        models = []
+        for name, values in snapshot.constraints.items():
+            told = np.isfinite(values)
+            if told.any():
+                model = self._constraints.setdefault(name, Surrogate(self.space))
+                models.append(model.refresh(snapshot.genotypes[told], values[told]))
+
+        def probability(rows: Genotypes) -> Floats:
+            result = np.ones(len(rows))
+            for model in models:
+                mean, std = model.predict(rows)
+                result *= ndtr(-mean / np.maximum(std, 1e-12))
+            return result
+
+        return probability
 
     def spread_factor(self, snapshot: Snapshot) -> float:
         """By how much proposals were further off than the predictor's spread said.
@@ -281,8 +337,13 @@ class Proposer:
 
             def closed(rows: Genotypes) -> Floats:
                 mean, std = predict(rows)
-                gain = exact(-signs[target] * mean[:, 0], std[:, 0], known(rows) * signs[index])
-                return gain / scale
+                good = -signs[target] * mean[:, 0]
+                gain = exact(good, std[:, 0], known(rows) * signs[index]) / scale
+                if index:
+                    return gain
+                # expected improvement underflows far from the best; the search must still see
+                lack = np.minimum(good + 2.0 * std[:, 0] + float(values[:, target].min()), 0.0)
+                return np.where(gain > NO_GAIN, gain, NO_GAIN * lack / (1.0 + np.abs(lack)))
 
             return closed
         spread = np.maximum(reference - values.min(axis=0), 1e-12)
@@ -301,8 +362,12 @@ class Proposer:
     def _reference_point(self, believed: Floats) -> Floats:
         """Reference in minimised orientation: the user's, else chance and the largest costs."""
         values = believed * self.signs
-        worst = values.max(axis=0)
-        reference = worst + 0.1 * np.maximum(worst - values.min(axis=0), 1e-12)
+        reference = np.ones(len(self.signs))
+        if len(values):
+            worst = values.max(axis=0)
+            extent = np.maximum(worst - values.min(axis=0), 1e-12)
+            nadir = values[nondominated(values)].max(axis=0)
+            reference = np.minimum(worst + 0.1 * extent, nadir + BEYOND_FRONT * extent)
         network = self.space.network
         if network is not None and len(self.predicted) == 1:
             target = self.predicted[0]
@@ -320,4 +385,4 @@ class Proposer:
 
 def continuous(space: SearchSpace) -> bool:
     """Whether some decision is a cell of a range, so that equal rows need not be equal values."""
-    return any(decision.grid and decision.role == "float" for decision in space.decisions)
+    return any(decision.grid for decision in space.decisions)

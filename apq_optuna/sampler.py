@@ -10,7 +10,6 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,17 +27,13 @@ from apq_optuna.errors import (
     StudyMismatchError,
 )
 from apq_optuna.hardware import CompiledCosts, CostTable
-from apq_optuna.history import RowSet
+from apq_optuna.history import ParameterUnion, RowSet
+from apq_optuna.known import KnownFunction, KnownObjectives
 from apq_optuna.pairs import PairStore
 from apq_optuna.proposals import Proposer, continuous
+from apq_optuna.sources import Source, completed, shared_parameters, surrogate_of
 from apq_optuna.space import SearchSpace
 from apq_optuna.space.space import Genotypes
-from apq_optuna.surrogate import (
-    KnownFunction,
-    KnownObjectives,
-    Source,
-    surrogate_of,
-)
 
 _logger = get_logger("apq_optuna.sampler")
 
@@ -63,8 +58,10 @@ class APQSampler(BaseSampler):
         known: Further known objectives: metric name or objective index to a vectorised function
             from a dict of parameter arrays to values `(n,)`.
         budgets: Upper limits on known metrics (`{"latency_ms": 2.0}`); no proposal breaks them.
-        source: fp32 pairs of the supernet, earlier studies over the same space, or a list of both.
-        n_startup_trials: Space-filling trials before the predictor decides.
+        source: fp32 pairs of the supernet, earlier studies over the same or an overlapping space,
+            or a list of both.
+        n_startup_trials: Space-filling trials before the predictor decides; by default 10, and
+            with a source 2, or none where costs bound the objectives.
         reference: Reference point by metric name; by default chance accuracy and the largest
             costs.
         independent_sampler: For parameters outside the space; random by default.
@@ -75,7 +72,8 @@ class APQSampler(BaseSampler):
     Raises:
         InvalidArgumentError: Arguments that do not fit together.
         InfeasibleBudgetError: No configuration meets a budget.
-        PairError: A source of another supernet's space.
+        PairError: fp32 pairs of another supernet's space.
+        StudyMismatchError: An earlier study that shares no parameter with the space.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class APQSampler(BaseSampler):
         known: Mapping[str | int, KnownFunction] | None = None,
         budgets: Mapping[str, float] | None = None,
         source: Source | Sequence[Source] | None = None,
-        n_startup_trials: int = 16,
+        n_startup_trials: int | None = None,
         reference: Mapping[str, float] | None = None,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
@@ -94,7 +92,7 @@ class APQSampler(BaseSampler):
     ) -> None:
         if costs is not None and space is None:
             raise InvalidArgumentError("costs: a cost table needs the search space it prices")
-        if n_startup_trials < 1:
+        if n_startup_trials is not None and n_startup_trials < 1:
             raise InvalidArgumentError(f"n_startup_trials={n_startup_trials}: at least 1")
         self.space = space
         self._known = dict(known or {})
@@ -108,32 +106,36 @@ class APQSampler(BaseSampler):
         self._independent = independent_sampler or RandomSampler(seed=seed)
         self._warn_independent_sampling = warn_independent_sampling
         self._rng = np.random.default_rng(seed)
-        self._model_seed = 0 if seed is None else seed
         self._compiled: CompiledCosts | None = None
         if costs is not None and space is not None:
             self._compiled = costs.compile(space)
         self._check_budgets()
-        for store in self._sources:
-            if isinstance(store, PairStore):
-                if space is None:
-                    raise InvalidArgumentError(
-                        "source: fp32 pairs need the search space they are of"
-                    )
-                store.check_space(space)
+        self._check_sources()
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._proposers: dict[Any, Proposer] = {}
-        self._intersections: dict[Any, IntersectionSearchSpace] = {}
+        self._unions: dict[Any, ParameterUnion] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_lock", "_proposers", "_intersections")
+        transient = ("_lock", "_proposers", "_unions")
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._reset()
+
+    def _check_sources(self) -> None:
+        for source in self._sources:
+            if isinstance(source, PairStore):
+                if self.space is None:
+                    raise InvalidArgumentError(
+                        "source: fp32 pairs need the search space they are of"
+                    )
+                source.check_space(self.space)
+            elif self.space is not None and completed(source):
+                shared_parameters(self.space, source)
 
     def _check_budgets(self) -> None:
         names = self._compiled.metric_names if self._compiled else ()
@@ -202,8 +204,7 @@ class APQSampler(BaseSampler):
         with self._lock:
             if self.space is not None and self._uses_space(study):
                 return self.space.distributions()
-            shared = self._intersections.setdefault(study_key(study), IntersectionSearchSpace())
-            found = shared.calculate(study)
+            found = self._unions.setdefault(study_key(study), ParameterUnion()).read(study)
             return {name: d for name, d in sorted(found.items()) if not d.single()}
 
     def sample_relative(
@@ -270,9 +271,9 @@ class APQSampler(BaseSampler):
         known = KnownObjectives(space, table, table_index, functions, names)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
-        sources = self._sources if joint else []
+        sources = self._sources if known_here else []
         surrogates = [
-            surrogate_of(space, sources, name=names[i], index=i, seed=self._model_seed)
+            surrogate_of(space, sources, name=names[i], index=i, maximise=bool(signs[i] < 0))
             for i in predicted
         ]
         proposer = Proposer(

@@ -1,116 +1,129 @@
-"""What a sampler believes about a space: known objectives exactly, predicted ones with a spread.
+"""What a sampler believes about an objective: a mean and a spread for every genotype.
 
 Notation:
-    M       objectives of the study; k of them known, p predicted
-    n       candidates
-    v       oriented values: everything is minimised
+    n, q        rows observed; rows asked about
+    y           values of the objective, `(n,)`
+    t           trend: what is expected before the study's first trial
+    f           y - t, which a Gaussian process learns
+
+The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
+first guess of what quantization costs, and the process sees, beside the decisions, the fp32
+accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are learned
+by a process of their own, whose mean is the trend as long as it explains the study's own
+trials better than doing without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.logging import get_logger
-from optuna.study import Study
-from optuna.trial import TrialState
 
-from apq_optuna._optuna import study_attribute, trials_of
-from apq_optuna.errors import InvalidArgumentError, PairError, StudyMismatchError
-from apq_optuna.history import History
-from apq_optuna.pairs import PairStore
-from apq_optuna.predictor import AccuracyPredictor, transferred
-from apq_optuna.space import SearchSpace
+from apq_optuna.predictor import AccuracyPredictor, GaussianProcess, transferred
+from apq_optuna.space import Coordinates, SearchSpace
 from apq_optuna.space.space import Genotypes
 
 Floats = NDArray[np.floating]
-Source = PairStore | Study
-KnownFunction = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
+Trend = Callable[[Genotypes], Floats]
 
-_logger = get_logger("apq_optuna.sampler")
+MAX_ROWS = 400
+"""A process keeps at most this many rows: half the latest, half the best."""
 
-FULL_STEPS = 160
-"""Optimiser steps of a fit from the start."""
+GROWTH = 1.15
+"""Scales are found anew once there are this many times the rows of the last time."""
 
-WARM_STEPS = 12
-"""Optimiser steps when a few rows were added."""
+EVERY_FIT = 100
+"""Up to this many rows they are found anew at every row."""
 
-SCRATCH_HIDDEN = 128
-"""Hidden units where there are no fp32 pairs: a study's few hundred rows need no more."""
+LOSS = 0.05
+"""Accuracy that 2 bits of one kind are first guessed to cost, in every block."""
 
-FEWEST_PAIRS = 10
-"""Fewer fp32 pairs than this teach nothing worth transferring."""
+TREND_UNIT, TREND_ROWS = 0.03, 4.0
+"""Deviation from the fp32 trend before any trial is seen, and the rows that this is worth."""
 
-GROWTH = 1.3
-"""A fit starts over once there are this many times the rows of the last full one."""
+FEWEST_TO_JUDGE = 4
+"""Own trials before a source is judged by them."""
+
+NETWORK_NOISE = (-3.0, 1.0)
+"""Prior of the log noise variance where values are measured on images."""
 
 
-class KnownObjectives:
-    """Objectives computed exactly from genotypes.
+class Process:
+    """A Gaussian process over a trend.
 
     Args:
         space: The search space.
-        table: A compiled cost table, or None.
-        functions: By objective index: a function of parameter arrays.
-        table_index: Objective index of each of the table's columns.
-        names: Metric names by objective index, for messages.
+        trend: t; None for none, values then tend to the mean of the rows.
+        fp32: The fp32 predictor behind the trend, if there is one.
+        unit: Deviation from the trend before any row is seen.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        table: Callable[[Genotypes], Floats] | None,
-        table_index: Sequence[int],
-        functions: Mapping[int, KnownFunction],
-        names: Sequence[str],
+        trend: Trend | None = None,
+        *,
+        fp32: Trend | None = None,
+        unit: float | None = None,
     ) -> None:
-        self.space, self.table, self.functions, self.names = space, table, functions, names
-        self.index = [*table_index, *functions]
-        self._choices = [
-            np.array(d.choices) if len({type(c) for c in d.choices}) == 1
-            else np.array(d.choices, object)
-            for d in space.decisions
-        ]  # fmt: skip
+        self.coordinates = Coordinates(space)
+        self.trend, self.fp32, self.unit = trend, fp32, unit
+        parts = [np.arange(self.coordinates.kinds + (fp32 is not None))]
+        network = space.network is not None
+        self.gp = GaussianProcess(
+            [part for part in (*parts, self.coordinates.groups) if len(part)],
+            zero_mean=trend is not None,
+            **({"noise": NETWORK_NOISE} if network else {}),
+        )
+        self._fp32_scale = (0.0, 1.0)
+        self._fitted = 0
 
-    def __call__(self, genotypes: Genotypes) -> Floats:
-        """`(n, D)` to `(n, k)`, columns in the order of `index`.
+    def _columns(self, genotypes: Genotypes) -> Floats:
+        columns: list[Floats] = []
+        if self.coordinates.kinds:
+            columns.append(self.coordinates.noise(genotypes))
+        if self.fp32 is not None:
+            centre, scale = self._fp32_scale
+            columns.append((self.fp32(genotypes)[:, None] - centre) / scale)
+        return np.concatenate([*columns, self.coordinates(genotypes)], axis=1)
 
-        Raises:
-            InvalidArgumentError: A function returns another shape, or NaN.
-        """
-        parts: list[Floats] = []
-        if self.table is not None:
-            parts.append(self.table(genotypes))
-        if self.functions:
-            params = {
-                d.name: choices[genotypes[:, c]]
-                for c, (d, choices) in enumerate(
-                    zip(self.space.decisions, self._choices, strict=True)
-                )
-            }
-            for index, function in self.functions.items():
-                value = np.asarray(function(params), float)
-                if value.shape != (len(genotypes),):
-                    raise InvalidArgumentError(
-                        f"known[{self.names[index]!r}] returned shape {value.shape} for "
-                        f"{len(genotypes)} configurations; expected ({len(genotypes)},)"
-                    )
-                if np.isnan(value).any():
-                    raise InvalidArgumentError(f"known[{self.names[index]!r}] returned NaN")
-                parts.append(value[:, None])
-        return np.concatenate(parts, axis=1) if parts else np.zeros((len(genotypes), 0))
+    def fit(self, genotypes: Genotypes, y: Floats) -> Process:
+        """Learns rows `(n, D)` with finite values `(n,)`."""
+        n = len(y)
+        due = n <= EVERY_FIT or n >= GROWTH * self._fitted
+        if due:
+            self._fitted = n
+            if self.fp32 is not None and n:
+                values = self.fp32(genotypes)
+                self._fp32_scale = float(values.mean()), 4.0 * max(float(values.std()), 1e-3)
+        f = y - self.trend(genotypes) if self.trend is not None else y
+        unit = None
+        if self.unit is not None:
+            squares = float(f @ f) + TREND_ROWS * self.unit**2
+            unit = (squares / (n + TREND_ROWS)) ** 0.5
+        self.gp.fit(self._columns(genotypes), f, iterations=40 if due else 0, unit=unit)
+        return self
+
+    def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
+        mean, std = self.gp.predict(self._columns(genotypes))
+        return (mean if self.trend is None else mean + self.trend(genotypes)), std
+
+    def mean(self, genotypes: Genotypes) -> Floats:
+        """The mean alone: the trend of another process."""
+        return self.predict(genotypes)[0]
 
 
 class Surrogate:
-    """The predictor of one objective, refitted as rows come in.
+    """The model of one objective, taught by a study's trials.
 
     Args:
         space: The search space.
-        base: An fp32 predictor to transfer from; None starts from nothing.
-        replay: Features and targets behind `base`, replayed while it is finetuned.
-        extra: Features and targets from other studies, trained on like the study's own.
-        seed: Of weights, bags and batches.
+        base: An fp32 predictor, whose accuracies are where quantized ones start from.
+        source: Space, genotypes and values of earlier studies; their space may be a part of this
+            one.
+        maximise: Which side of the values is the good one; outliers on the other are drawn in.
     """
 
     def __init__(
@@ -118,111 +131,108 @@ class Surrogate:
         space: SearchSpace,
         *,
         base: AccuracyPredictor | None = None,
-        replay: tuple[Floats, Floats] | None = None,
-        extra: tuple[Floats, Floats] | None = None,
-        seed: int = 0,
+        source: tuple[SearchSpace, Genotypes, Floats] | None = None,
+        maximise: bool = False,
     ) -> None:
-        self.space, self.base, self.replay, self.extra, self.seed = (
-            space,
-            base,
-            replay,
-            extra,
-            seed,
-        )
-        self.predictor: AccuracyPredictor | None = None
-        self._rows = 0
-        self._full_rows = 0
+        self.space, self.sign = space, 1.0 if maximise else -1.0
+        trend, fp32 = fp32_trend(space, base) if base is not None else (None, None)
+        unit = TREND_UNIT if base is not None else None
+        self.alone = Process(space, trend, fp32=fp32, unit=unit)
+        self.informed: Process | None = None
+        if source is not None:
+            self.informed = _over_source(space, trend, fp32, source, self.sign)
+        self.process = self.informed or self.alone
+        self._rows = -1
+        self.refresh(np.zeros((0, len(space.decisions)), np.int32), np.zeros(0))
 
-    def refresh(self, genotypes: Genotypes, targets: Floats) -> AccuracyPredictor:
-        """The predictor after `(n, D)` rows with finite targets `(n,)`; n may be 0."""
-        x, y = self.space.features(genotypes), np.asarray(targets, float)
-        if self.extra is not None:
-            x, y = np.concatenate([x, self.extra[0]]), np.concatenate([y, self.extra[1]])
-        if self.predictor is None or (len(y) != self._rows and len(y) >= GROWTH * self._full_rows):
-            self.predictor = self._start(x, y)
-            self._full_rows = len(y)
-        elif len(y) != self._rows:
-            self.predictor.update(x, y, replay=self.replay, steps=WARM_STEPS, learning_rate=5e-4)
+    @property
+    def knows(self) -> bool:
+        """Whether anything is known before the study's first trial."""
+        return self.alone.trend is not None or self.informed is not None
+
+    def refresh(self, genotypes: Genotypes, y: Floats) -> Surrogate:
+        """Takes in all rows `(n, D)` with finite values `(n,)`; n may be 0."""
+        if len(y) == self._rows:
+            return self
         self._rows = len(y)
-        return self.predictor
+        kept = most_telling(y * self.sign)
+        rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
+        self.process = self.alone
+        if self.informed is not None:
+            self.informed.fit(rows, values)
+            self.process = self.informed
+            if len(values) >= FEWEST_TO_JUDGE:
+                self.alone.fit(rows, values)
+                if self.alone.gp.evidence > self.informed.gp.evidence:
+                    self.process = self.alone
+            return self
+        self.alone.fit(rows, values)
+        return self
 
-    def _start(self, x: Floats, y: Floats) -> AccuracyPredictor:
-        if self.base is not None:
-            predictor = transferred(self.base)
-            predictor.generator.manual_seed(self.seed)
-            if len(y):
-                predictor.update(x, y, replay=self.replay, steps=FULL_STEPS)
-            return predictor
-        predictor = AccuracyPredictor(
-            self.space.num_features,
-            self.space.architecture_features,
-            hidden=SCRATCH_HIDDEN,
-            seed=self.seed,
-        )
-        if len(y):
-            predictor.fit(x, y, epochs=max(1, FULL_STEPS // max(1, -(-len(y) // 128))))
-        return predictor
+    def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
+        return self.process.predict(genotypes)
 
 
-def surrogate_of(
-    space: SearchSpace, sources: Sequence[Source], *, name: str, index: int, seed: int
-) -> Surrogate:
-    """The surrogate of one objective, with what other sources know of it.
+def fp32_trend(space: SearchSpace, base: AccuracyPredictor) -> tuple[Trend, Trend]:
+    """What a quantized network is first expected to reach, and what its fp32 network does."""
+    coordinates, fp32 = Coordinates(space), transferred(base).scorer(space)
 
-    Args:
-        space: The joint space.
-        sources: fp32 pairs, which are transferred from, and earlier studies, which are trained on.
-        name, index: Of the objective.
-        seed: Of weights, bags and batches.
+    def trend(genotypes: Genotypes) -> Floats:
+        lost = LOSS * coordinates.least_step * coordinates.noise(genotypes).sum(1)
+        return np.asarray(fp32(genotypes) - lost)
 
-    Raises:
-        PairError: Pairs of another space, or a study that measured another supernet.
-        StudyMismatchError: A study without a trial in this space.
+    return trend, fp32
+
+
+def _over_source(
+    space: SearchSpace,
+    trend: Trend | None,
+    fp32: Trend | None,
+    source: tuple[SearchSpace, Genotypes, Floats],
+    sign: float,
+) -> Process:
+    """A process whose trend is what earlier studies taught."""
+    theirs, genotypes, y = source
+    kept = most_telling(y * sign)
+    genotypes, y = genotypes[kept], drawn_in(y[kept], sign)
+    if theirs is space:
+        unit = TREND_UNIT if trend is not None else None
+        earlier = Process(space, trend, fp32=fp32, unit=unit).fit(genotypes, y)
+        mean: Trend = earlier.mean
+    else:
+        columns = [space.column[decision.name] for decision in theirs.decisions]
+        earlier = Process(theirs).fit(genotypes, y)
+
+        def mean(rows: Genotypes) -> Floats:
+            return earlier.mean(theirs.canonical(rows[:, columns]))
+
+    spread = max(float(np.std(y - earlier.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
+    return Process(space, mean, fp32=fp32, unit=spread)
+
+
+def most_telling(goodness: Floats) -> NDArray[np.intp]:
+    """Rows a process learns from, in order: all, or half the latest and half the best others."""
+    n = len(goodness)
+    if n <= MAX_ROWS:
+        return np.arange(n)
+    latest = np.arange(n - MAX_ROWS // 2, n)
+    others = np.argsort(-goodness[: latest[0]], kind="stable")[: MAX_ROWS - len(latest)]
+    return np.sort(np.concatenate([others, latest]))
+
+
+def drawn_in(y: Floats, sign: float) -> Floats:
+    """Values with far outliers on the bad side brought nearer, as they tell nothing of the rest.
+
+    Far is beyond the median by one and a half of the range of the middle eight tenths.
     """
-    base, replay = None, None
-    extra: list[tuple[Floats, Floats]] = []
-    supernets = {source.supernet for source in sources if isinstance(source, PairStore)}
-    for source in sources:
-        if isinstance(source, PairStore):
-            pairs = source.load()
-            if len(pairs) >= FEWEST_PAIRS:
-                base = source.fp32_predictor(space, pairs)
-                replay = (source.features(space, pairs), pairs.accuracies)
-            else:
-                _logger.warning(
-                    "source: %d fp32 pairs of supernet %s in %s, too few to transfer from; was "
-                    "`collect` run with this database?", len(pairs), source.supernet, source.url,
-                )  # fmt: skip
-            continue
-        theirs = (study_attribute(source, "objective") or {}).get("supernet")
-        if theirs and supernets and theirs not in supernets:
-            raise PairError(
-                f"source: study {source.study_name!r} measured supernet {theirs}, the pairs are "
-                f"of {', '.join(supernets)}; its accuracies do not apply"
-            )
-        extra += _rows_of(source, space, name, index)
-    joined = None
-    if extra:
-        joined = np.concatenate([x for x, _ in extra]), np.concatenate([y for _, y in extra])
-    return Surrogate(space, base=base, replay=replay, extra=joined, seed=seed)
-
-
-def _rows_of(
-    source: Study, space: SearchSpace, name: str, index: int
-) -> list[tuple[Floats, Floats]]:
-    """Features and values of an earlier study's trials in this space; none of an empty one."""
-    snapshot = History(space, strict=False).read(source)
-    names = source.metric_names
-    column = names.index(name) if names and name in names else index
-    finished = sum(trial.state == TrialState.COMPLETE for trial in trials_of(source))
-    if not finished:
-        return []
-    if not len(snapshot.values) or column >= snapshot.values.shape[1]:
-        raise StudyMismatchError(
-            f"source: none of the {finished} completed trials of study {source.study_name!r} has "
-            f"the parameters of this search space and objective {name!r}; leave it out"
-        )
-    return [(space.features(snapshot.genotypes), clipped(snapshot.values[:, column]))]
+    if len(y) < 10:
+        return y
+    low, middle, high = np.quantile(y, [0.1, 0.5, 0.9])
+    if high <= low:
+        return y
+    limit = middle - sign * 1.5 * (high - low)
+    return np.asarray(np.maximum(y, limit) if sign > 0 else np.minimum(y, limit))
 
 
 def clipped(values: Floats) -> Floats:
@@ -233,34 +243,3 @@ def clipped(values: Floats) -> Floats:
     low, high = finite.min(), finite.max()
     margin = max(high - low, abs(high), 1e-6) * 0.1
     return np.clip(values, low - margin, high + margin)
-
-
-def space_filling(space: SearchSpace, n: int, rng: np.random.Generator) -> Genotypes:
-    """`(n, D)` genotypes that also reach the corners: all small, all large, all bits low or high.
-
-    Uniform choices for many decisions all look alike on average. Each row leans towards the low or
-    the high end, its architecture and its bit-widths separately.
-    """
-    quantization = np.array([decision.quantization for decision in space.decisions])
-    lean = np.exp(rng.uniform(-2.0, 2.0, (n, 2)))
-    exponent = np.where(quantization, lean[:, 1:], lean[:, :1])
-    draws = rng.random((n, len(space.decisions))) ** exponent
-    categorical = np.array([d.role == "categorical" for d in space.decisions], bool)
-    draws[:, categorical] = rng.random((n, int(categorical.sum())))
-    return space.canonical(np.minimum((draws * space.sizes).astype(np.int32), space.sizes - 1))
-
-
-def farthest(space: SearchSpace, candidates: Genotypes, tried: Genotypes) -> NDArray[np.intp]:
-    """Candidates in order of their distance to what was tried, farthest first.
-
-    Distance is the mean over decisions of the difference of choice indices, scaled to [0, 1].
-    """
-    if not len(tried):
-        return np.arange(len(candidates))
-    scale = np.maximum(space.sizes - 1, 1).astype(np.float32)
-    a, b = candidates / scale, tried / scale
-    nearest = np.full(len(a), np.inf)
-    for start in range(0, len(b), 64):
-        distance = np.abs(a[:, None] - b[None, start : start + 64]).mean(axis=2)
-        nearest = np.minimum(nearest, distance.min(axis=1))
-    return np.argsort(-nearest, kind="stable")

@@ -17,6 +17,8 @@ from apq_optuna.data import ImageData
 from apq_optuna.hardware import CostTable
 from apq_optuna.supernet import OnceForAllNet
 
+pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 FAST = apq.FinetuneOptions(steps=2, batch_size=32, calibration_images=128)
 

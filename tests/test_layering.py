@@ -15,7 +15,8 @@ FLOORS = {
     "errors": 0, "_torchvision": 0, "_files": 0, "_optuna": 0,
     "space": 1, "predictor": 1, "data": 1,
     "search": 2, "pairs": 2, "storage": 2, "hardware": 2, "quantization": 2, "supernet": 2,
-    "sampler": 3, "proposals": 3, "surrogate": 3, "history": 3, "objective": 3,
+    "sampler": 3, "proposals": 3, "surrogate": 3, "known": 3, "filling": 3, "sources": 3,
+    "history": 3, "objective": 3,
     "collect": 3, "finishing": 3, "report": 3, "plots": 3, "summary": 3,
     "commands": 4, "cli": 4,
 }  # fmt: skip

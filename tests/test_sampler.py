@@ -1,8 +1,11 @@
-"""The sampler: Optuna's own contract, the joint space, and everything a study can throw at it."""
+"""The sampler on the joint space and on plain ones, and everything a study can throw at it."""
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +13,6 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.testing.pytest_samplers import (
-    BasicSamplerTestCase,
-    MultiObjectiveSamplerTestCase,
-    RelativeSamplerTestCase,
-)
 from optuna.trial import TrialState
 
 import apq_optuna as apq
@@ -24,30 +22,11 @@ from apq_optuna.errors import (
     StudyMismatchError,
 )
 from apq_optuna.hardware import CostTable
-from apq_optuna.pairs import PairStore
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet import OnceForAllNet
 
 SPACE = SearchSpace.preset("digits")
 NAMES = ["accuracy", "latency_ms", "energy_mj"]
 DIRECTIONS = ["maximize", "minimize", "minimize"]
-Make = Callable[[], BaseSampler]
-
-
-class TestContractWithoutArguments(
-    BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase
-):
-    @pytest.fixture
-    def sampler(self) -> Make:
-        return apq.APQSampler
-
-
-class TestContractWithJointSpace(
-    BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase
-):
-    @pytest.fixture
-    def sampler(self, digits_costs: CostTable) -> Make:
-        return lambda: apq.APQSampler(SPACE, costs=digits_costs)
 
 
 # ---------------------------------------------------------------------- the joint space
@@ -162,32 +141,6 @@ def test_threads_share_one_sampler(url: str, measure: Measured) -> None:
     study = new_study(sampler, url)
     study.optimize(measure, n_trials=16, n_jobs=2)
     assert len(set(rows(study))) == len(study.trials) == 16
-
-
-def test_fp32_pairs_are_a_source(measure: Measured, supernet: OnceForAllNet, url: str) -> None:
-    store = PairStore(url, supernet=supernet)
-    genotypes = SPACE.sample(60, np.random.default_rng(0))
-    features = SPACE.features(genotypes)
-    features[:, SPACE.architecture_features :] = 0
-    store.add(genotypes, 1 / (1 + np.exp(-3 * features @ measure.weight)))
-    sampler = apq.APQSampler(SPACE, costs=measure.costs, source=store, n_startup_trials=4, seed=0)
-    study = new_study(sampler, url)
-    study.optimize(measure, n_trials=8)
-    predicted = [t.system_attrs.get("apq:predicted") for t in study.trials]
-    assert predicted[:4] == [None] * 4
-    assert all(mean > 0 and std > 0 for mean, std in predicted[4:])
-
-
-def test_an_earlier_study_is_a_source(measure: Measured) -> None:
-    earlier = new_study(optuna.samplers.RandomSampler(seed=0))
-    earlier.optimize(measure, n_trials=60)
-    sampler = apq.APQSampler(
-        SPACE, costs=measure.costs, source=earlier, n_startup_trials=2, seed=0
-    )
-    study = new_study(sampler)
-    study.optimize(measure, n_trials=10)
-    errors = [abs(t.system_attrs["apq:predicted"][0] - t.values[0]) for t in study.trials[2:]]
-    assert np.median(errors) < 0.15
 
 
 def test_extra_parameters_ride_along(measure: Measured) -> None:
@@ -375,16 +328,6 @@ def test_known_names_matter_only_where_the_space_is_used(digits_costs: CostTable
         study.optimize(lambda trial: SPACE.suggest(trial).macs, n_trials=3)
 
 
-def test_a_source_of_another_space_is_refused(digits_costs: CostTable) -> None:
-    other = optuna.create_study(study_name="other")
-    other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    sampler = apq.APQSampler(SPACE, costs=digits_costs, source=other, seed=0)
-    with pytest.raises(
-        StudyMismatchError, match="none of the 2 completed trials of study 'other'"
-    ):
-        new_study(sampler).optimize(Measured(digits_costs), n_trials=1)
-
-
 def test_two_workers_that_propose_the_same_do_not_both_try_it(url: str) -> None:
     """Two samplers of one seed on a tiny space: only their claims keep them apart."""
     from optuna.distributions import IntDistribution
@@ -416,3 +359,117 @@ def test_reseeding_reaches_the_inner_sampler() -> None:
     state = inner._rng.rng.get_state()[1].tolist()
     sampler.reseed_rng()
     assert inner._rng.rng.get_state()[1].tolist() != state
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1"])
+def test_another_process_draws_the_same_whatever_its_hash_seed(hash_seed: str) -> None:
+    script = """
+import optuna, apq_optuna as apq
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+space = apq.SearchSpace.preset("digits")
+costs = apq.hardware.bitfusion_small().table(space)
+sampler = apq.APQSampler(space, costs=costs, seed=5, n_startup_trials=3)
+study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+def measure(trial):
+    subnet = space.suggest(trial)
+    return (subnet.macs % 97 / 97, *costs.network_cost(subnet.layers()))
+study.optimize(measure, n_trials=7)
+print(hash(tuple(space.from_params(t.params).tobytes().hex() for t in study.trials)) * 0
+      + sum(i * int(v) for t in study.trials for i, v in enumerate(space.from_params(t.params))))
+plain = optuna.create_study(sampler=apq.APQSampler(seed=5, n_startup_trials=3))
+plain.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_categorical("c", (0, 1)), 8)
+print([t.params["x"] for t in plain.trials])
+"""
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for environment in (environment, environment | {"PYTHONHASHSEED": "42"})
+    }  # fmt: skip
+    assert len(found) == 1
+
+
+def test_a_constant_objective_is_searched_without_repeats(measure: Measured) -> None:
+    study = new_study(apq.APQSampler(SPACE, costs=measure.costs, seed=0, n_startup_trials=3))
+    study.optimize(lambda trial: (0.5, *measure(trial)[1:]), n_trials=10)
+    assert len(set(rows(study))) == 10
+    plain = optuna.create_study(sampler=apq.APQSampler(seed=0, n_startup_trials=3))
+    plain.optimize(lambda trial: 0.0 * trial.suggest_float("x", 0, 1, log=False), n_trials=10)
+    assert len({trial.params["x"] for trial in plain.trials}) == 10
+
+
+def test_conditional_parameters_are_searched_jointly() -> None:
+    """The optimum is in the branch: a sampler that draws it independently would not get near."""
+
+    def objective(trial: optuna.Trial) -> float:
+        if trial.suggest_categorical("kind", ["a", "b"]) == "a":
+            return 1.0 + trial.suggest_float("p", 0, 1)
+        return (trial.suggest_float("q", 0, 1) - 0.37) ** 2 + (
+            trial.suggest_float("r", 1e-5, 1e-1, log=True) - 1e-3
+        ) ** 2
+
+    study = optuna.create_study(sampler=apq.APQSampler(seed=0))
+    study.optimize(objective, n_trials=50)
+    assert study.best_value < 1e-3
+    late = [trial.params["kind"] for trial in study.trials[25:]]
+    assert late.count("b") > 15
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_any_number_of_predicted_objectives(objectives: int) -> None:
+    centres = np.linspace(0.2, 0.8, objectives)
+
+    def objective(trial: optuna.Trial) -> list[float]:
+        x = trial.suggest_float("x", 0, 1)
+        n = trial.suggest_int("n", 1, 1000, log=True)
+        kind = trial.suggest_categorical("kind", ["good", "bad"])
+        return [(x - c) ** 2 + abs(np.log10(n) - 1) + (kind == "bad") for c in centres]
+
+    study = optuna.create_study(
+        directions=["minimize"] * objectives, sampler=apq.APQSampler(seed=0)
+    )
+    study.optimize(objective, n_trials=35)
+    late = study.trials[20:]
+    assert sum(trial.params["kind"] == "good" for trial in late) > 10
+    assert min(sum(trial.values) for trial in late) < 0.5 * objectives
+
+
+def test_constraints_set_by_the_trial_are_respected() -> None:
+    """x + y >= 1 is known only from trials; the best feasible value is 1."""
+
+    def objective(trial: optuna.Trial) -> float:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        trial.set_constraint("sum", 1.0 - x - y)
+        return x + y
+
+    study = optuna.create_study(sampler=apq.APQSampler(seed=0))
+    study.optimize(objective, n_trials=40)
+    late = [t.params["x"] + t.params["y"] for t in study.trials[20:]]
+    assert sum(value >= 1.0 for value in late) >= 10
+    assert min(value for value in late if value >= 1.0) < 1.05
+
+
+def test_a_known_function_that_raises_is_named() -> None:
+    def broken(params: dict[str, np.ndarray]) -> np.ndarray:
+        return params["no such parameter"]
+
+    study = optuna.create_study(
+        directions=["minimize"] * 2, sampler=apq.APQSampler(known={1: broken}, n_startup_trials=1)
+    )
+    with pytest.raises(InvalidArgumentError, match=r"known\['1'\] raised KeyError"):
+        study.optimize(lambda t: (t.suggest_float("x", 0, 1), 0.0), n_trials=4)
+
+
+def test_one_name_two_spaces_without_a_network_is_just_two_spaces(url: str) -> None:
+    """In a plain study parameters may change their range; what still fits is learned from."""
+    for high in (1.0, 2.0):
+        study = optuna.create_study(
+            study_name="s", storage=url, load_if_exists=True,
+            sampler=apq.APQSampler(seed=0, n_startup_trials=2),
+        )  # fmt: skip
+        study.optimize(
+            lambda t, high=high: t.suggest_float("x", 0, high) + t.suggest_int("n", 0, 9), 6
+        )
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12

@@ -31,6 +31,14 @@ from apq_optuna.search.pareto import nondominated
 Floats = NDArray[np.floating]
 
 
+OUTCOME_SPREAD = 0.3
+"""Share of the spread that sampled outcomes have. Objectives are predicted apart, but their errors
+go together: drawn with the full spread, some corner of the space always looks good in all of
+them."""
+
+NO_GAIN = 1e-12
+
+
 class KnownCostEHVI:
     """The acquisition for one front.
 
@@ -148,7 +156,7 @@ class SampledEHVI:
         rng: np.random.Generator,
         *,
         directions: int = 128,
-        outcomes: int = 8,
+        outcomes: int = 4,
     ) -> None:
         self.reference = np.asarray(reference, float)
         m = len(self.reference)
@@ -157,16 +165,30 @@ class SampledEHVI:
         half = rng.standard_normal((-(-outcomes // 2), m))
         self.noise = np.concatenate([half, -half])
         self.best = self._reach(np.asarray(values, float)).max(axis=0, initial=0.0)
+        self._volume = self.best**m
 
     def _reach(self, values: Floats) -> Floats:
-        """`(n, directions)`: how far each point reaches along each direction, to the power m."""
-        gain = np.maximum(self.reference - values, 0.0)
-        return np.asarray((gain[:, None, :] / self.direction).min(axis=2) ** len(self.reference))
+        """`(n, directions)`: how far each point is from the reference along each direction."""
+        reach = np.full((len(values), len(self.direction)), np.inf)
+        for j, reference in enumerate(self.reference):
+            np.minimum(reach, (reference - values[:, j, None]) / self.direction[:, j], out=reach)
+        return reach
 
     def __call__(self, mean: Floats, std: Floats) -> Floats:
-        """Estimated improvement `(n,)`, up to a constant, of `(n, m)` means and deviations."""
+        """Estimated improvement `(n,)`, up to a constant, of `(n, m)` means and deviations.
+
+        Where no outcome improves, minus a little of what an optimistic one lacks: a search can
+        then still tell candidates apart.
+        """
+        m = len(self.reference)
         total = np.zeros(len(mean))
         for noise in self.noise:
-            reach = self._reach(mean + std * noise)
-            total += np.maximum(reach - self.best, 0.0).mean(axis=1)
-        return total / len(self.noise)
+            reach = np.maximum(self._reach(mean + std * (OUTCOME_SPREAD * noise)), 0.0)
+            total += np.maximum(reach**m - self._volume, 0.0).mean(axis=1)
+        total /= len(self.noise)
+        if (total > NO_GAIN).all():
+            return total
+        lack = np.minimum(
+            (self._reach(mean - 2.0 * OUTCOME_SPREAD * std) - self.best).max(axis=1), 0.0
+        )
+        return np.where(total > NO_GAIN, total, NO_GAIN * lack)

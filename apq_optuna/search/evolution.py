@@ -22,6 +22,13 @@ Floats = NDArray[np.floating]
 Score = Callable[[Genotypes], Floats]
 
 
+STEP_SHARE = 0.8
+"""Share of a plain space's mutated numbers that move a little instead of being redrawn."""
+
+STEP_SIZES = (0.01, 0.2)
+"""Standard deviations of such a move, as shares of the range."""
+
+
 @dataclass(frozen=True)
 class EvolutionOptions:
     """Settings; the defaults are the paper's (Wang et al., CVPR 2020, section 3.4).
@@ -73,6 +80,7 @@ class Variation:
         keys = [(d.stage, d.block, "" if d.block >= 0 else d.name) for d in space.decisions]
         self.group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.intp)
         self.num_groups = len(groups)
+        self.numeric = np.array([d.role in ("int", "float") for d in space.decisions], bool)
 
     def mutate(
         self, parents: Genotypes, probability: float, rng: np.random.Generator
@@ -81,8 +89,23 @@ class Variation:
         n = len(parents)
         hit = rng.random((n, self.num_groups)) < probability
         hit[np.arange(n), rng.integers(self.num_groups, size=n)] = True
-        fresh = (rng.random(parents.shape) * self.space.sizes).astype(np.int32)
+        fresh = self.space.from_unit(rng.random(parents.shape))
+        if self.numeric.any():
+            near = self.numeric & (rng.random(parents.shape) < STEP_SHARE)
+            fresh = np.where(near, self._step(parents, rng), fresh)
         return np.where(hit[:, self.group], fresh, parents)
+
+    def _step(self, parents: Genotypes, rng: np.random.Generator) -> Genotypes:
+        """Every number moved a normal step, whose size is one for a child, and kept in range."""
+        low, high = np.log(STEP_SIZES)
+        size = np.exp(rng.uniform(low, high, (len(parents), 1)))
+        step = rng.standard_normal(parents.shape) * size
+        moved = np.clip(parents + np.rint(step * self.space.sizes), 0, self.space.sizes - 1)
+        for column, levels in self.space.quantiles.items():
+            place = self.space.decisions[column].places()[parents[:, column]]
+            along = np.clip(place + step[:, column], 0.0, 1.0) * (len(levels) - 1)
+            moved[:, column] = levels[np.rint(along).astype(np.intp)]
+        return moved.astype(np.int32)
 
     @staticmethod
     def cross(mothers: Genotypes, fathers: Genotypes, rng: np.random.Generator) -> Genotypes:

@@ -1,5 +1,6 @@
 """The joint search space: decisions, genotypes, features, and the networks they describe."""
 
+from apq_optuna.space.coordinates import Coordinates
 from apq_optuna.space.decisions import Decision
 from apq_optuna.space.presets import PRESETS, network_spec
 from apq_optuna.space.space import SearchSpace
@@ -20,6 +21,7 @@ __all__ = [
     "PRESETS",
     "Block",
     "ConvLayer",
+    "Coordinates",
     "Decision",
     "NetworkSpec",
     "PlacedLayer",

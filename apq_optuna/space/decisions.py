@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apq_optuna.errors import SpaceError
 
@@ -53,6 +54,13 @@ class Decision:
     def scaled(self) -> bool:
         """Whether its feature is one scaled column rather than one-hot columns."""
         return self.role in ("int", "float") and len(self.choices) > ONE_HOT_LEVELS
+
+    def places(self) -> NDArray[np.float64]:
+        """Position of each choice on the parameter's own scale, in [0, 1]."""
+        place = np.arange(len(self.choices), dtype=float)
+        if self.log and not self.grid:
+            place = np.log(np.array(self.choices, float) / self.choices[0])
+        return place / max(float(place[-1]), 1e-12)
 
     def distribution(self) -> BaseDistribution:
         """The Optuna distribution of this parameter."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Genotypes = NDArray[np.int32]
 Features = NDArray[np.float32]
 
+QUANTILES = 1024
+
 BIT_NAMES = ("pw_w_bits", "pw_a_bits", "dw_w_bits", "dw_a_bits")
 
 
@@ -64,6 +66,14 @@ class SearchSpace:
         self.network = network
         self.column = {decision.name: d for d, decision in enumerate(decisions)}
         self.sizes = np.array([len(decision.choices) for decision in decisions], np.int32)
+        self.quantiles = {
+            column: np.abs(np.linspace(0, 1, QUANTILES)[:, None] - decision.places()).argmin(
+                axis=1
+            )
+            for column, decision in enumerate(decisions)
+            if decision.log and not decision.grid and len(decision.choices) > 2
+        }
+        """Choice at each of many positions along a logarithmic decision with exact values."""
         self._index_activity()
         self._index_features()
 
@@ -234,8 +244,16 @@ class SearchSpace:
         """`(n, D)` genotypes, every choice uniform, canonical."""
         if n < 0:
             raise SpaceError(f"n={n}: the number of genotypes cannot be negative")
-        draws = rng.random((n, len(self.decisions)))
-        return self.canonical((draws * self.sizes).astype(np.int32))
+        return self.canonical(self.from_unit(rng.random((n, len(self.decisions)))))
+
+    def from_unit(self, draws: NDArray[np.floating]) -> Genotypes:
+        """`(n, D)` positions in [0, 1] on each parameter's own scale, as choice indices."""
+        rows = np.minimum((draws * self.sizes).astype(np.int32), self.sizes - 1)
+        for column, levels in self.quantiles.items():
+            rows[:, column] = levels[
+                np.minimum(draws[:, column] * len(levels), len(levels) - 1).astype(np.intp)
+            ]
+        return np.asarray(rows)
 
     def extreme(self, *, largest: bool, bits: int | None = None) -> Genotypes:
         """The largest or smallest genotype, `(1, D)`, bit-widths at the widest or at `bits`."""
@@ -260,10 +278,11 @@ class SearchSpace:
             if on
         }
 
-    def from_params(self, params: Mapping[str, Any]) -> Genotypes:
+    def from_params(self, params: Mapping[str, Any], *, fill: bool = False) -> Genotypes:
         """Optuna parameters as one canonical genotype `(D,)`; others' parameters are ignored.
 
-        Missing inactive decisions take the canonical choice.
+        Missing inactive decisions take the canonical choice; with `fill`, missing decisions of a
+        plain space take their middle one.
 
         Raises:
             SpaceError: An active decision is missing, or a value is not one of its choices.
@@ -275,6 +294,9 @@ class SearchSpace:
                 row[column] = decision.index_of(params[decision.name])
             else:
                 missing[column] = True
+        if fill and self.network is None:
+            row[missing] = self.sizes[missing] // 2
+            return row
         lacking = missing & self.active(row[None])[0]
         if lacking.any():
             names = [self.decisions[c].name for c in np.flatnonzero(lacking)[:5]]
