@@ -8,8 +8,8 @@ Notation:
 
 The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
 first guess of what quantization costs, and the process sees, beside the decisions, the fp32
-accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are learned
-by a process of their own, whose mean is the trend as long as it explains the study's own
+accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are
+learned by a process of their own. Its mean is the trend as long as it explains the study's own
 trials better than doing without.
 """
 
@@ -57,6 +57,7 @@ class Process:
         trend: t; None for none, values then tend to the mean of the rows.
         fp32: The fp32 predictor behind the trend, if there is one.
         unit: Deviation from the trend before any row is seen.
+        level: Whether the trend's level holds, too; if not, only its shape is taken.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Process:
         *,
         fp32: Trend | None = None,
         unit: float | None = None,
+        level: bool = True,
     ) -> None:
         self.coordinates = Coordinates(space)
         self.trend, self.fp32, self.unit = trend, fp32, unit
@@ -73,7 +75,7 @@ class Process:
         network = space.network is not None
         self.gp = GaussianProcess(
             [part for part in (*parts, self.coordinates.groups) if len(part)],
-            zero_mean=trend is not None,
+            zero_mean=trend is not None and level,
             **({"noise": NETWORK_NOISE} if network else {}),
         )
         self._fp32_scale = (0.0, 1.0)
@@ -100,7 +102,8 @@ class Process:
         f = y - self.trend(genotypes) if self.trend is not None else y
         unit = None
         if self.unit is not None:
-            squares = float(f @ f) + TREND_ROWS * self.unit**2
+            off = f if self.gp.zero_mean or not n else f - f.mean()
+            squares = float(off @ off) + TREND_ROWS * self.unit**2
             unit = (squares / (n + TREND_ROWS)) ** 0.5
         self.gp.fit(self._columns(genotypes), f, iterations=40 if due else 0, unit=unit)
         return self
@@ -208,7 +211,7 @@ def _over_source(
             return earlier.mean(theirs.canonical(rows[:, columns]))
 
     spread = max(float(np.std(y - earlier.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
-    return Process(space, mean, fp32=fp32, unit=spread)
+    return Process(space, mean, fp32=fp32, unit=spread, level=False)
 
 
 def most_telling(goodness: Floats) -> NDArray[np.intp]:

@@ -122,7 +122,7 @@ def test_spread_stays_honest_while_rows_come_one_by_one() -> None:
         model = surrogate.refresh(rows[:n], accuracy[:n])
     mean, std = model.predict(rows[80:])
     std = np.hypot(std, model.process.gp.noise**0.5 * model.process.gp.unit)
-    assert 0.85 < evaluate(accuracy[80:], mean, std).coverage <= 1.0
+    assert 0.8 < evaluate(accuracy[80:], mean, std).coverage <= 1.0
 
 
 def test_a_row_is_always_in_the_same_bags() -> None:
