@@ -192,11 +192,13 @@ class APQSampler(BaseSampler):
 
     def _should_know(self, study: Study, trial: FrozenTrial, name: str) -> bool:
         """Whether a parameter sampled on its own was part of this trial's joint proposal."""
-        return (
-            self.space is not None
-            and name in self.space.column
-            and trial_attribute(trial, "claim") is not None
-        )
+        if self.space is None or name not in self.space.column:
+            return False
+        claim = trial_attribute(trial, "claim")
+        if not isinstance(claim, list) or len(claim) != len(self.space.decisions):
+            return False
+        # `study.ask(distributions)` suggests inactive decisions, too; their values do not matter
+        return bool(self.space.active(np.array([claim], np.int32))[0, self.space.column[name]])
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

@@ -27,7 +27,7 @@ from apq_optuna.space.space import Genotypes
 Floats = NDArray[np.floating]
 Trend = Callable[[Genotypes], Floats]
 
-MAX_ROWS = 400
+MAX_ROWS = 256
 """A process keeps at most this many rows: half the latest, half the best."""
 
 GROWTH = 1.15
@@ -36,7 +36,7 @@ GROWTH = 1.15
 EVERY_FIT = 100
 """Up to this many rows they are found anew at every row."""
 
-LOSS = 0.05
+LOSS = 0.03
 """Accuracy that 2 bits of one kind are first guessed to cost, in every block."""
 
 TREND_UNIT, TREND_ROWS = 0.03, 4.0
@@ -90,12 +90,13 @@ class Process:
             columns.append((self.fp32(genotypes)[:, None] - centre) / scale)
         return np.concatenate([*columns, self.coordinates(genotypes)], axis=1)
 
-    def fit(self, genotypes: Genotypes, y: Floats) -> Process:
-        """Learns rows `(n, D)` with finite values `(n,)`."""
+    def fit(self, genotypes: Genotypes, y: Floats, *, total: int | None = None) -> Process:
+        """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`."""
         n = len(y)
-        due = n <= EVERY_FIT or n >= GROWTH * self._fitted
+        total = n if total is None else total
+        due = total <= EVERY_FIT or total >= GROWTH * self._fitted
         if due:
-            self._fitted = n
+            self._fitted = total
             if self.fp32 is not None and n:
                 values = self.fp32(genotypes)
                 self._fp32_scale = float(values.mean()), 4.0 * max(float(values.std()), 1e-3)
@@ -162,14 +163,14 @@ class Surrogate:
         rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
         self.process = self.alone
         if self.informed is not None:
-            self.informed.fit(rows, values)
+            self.informed.fit(rows, values, total=len(y))
             self.process = self.informed
             if len(values) >= FEWEST_TO_JUDGE:
-                self.alone.fit(rows, values)
+                self.alone.fit(rows, values, total=len(y))
                 if self.alone.gp.evidence > self.informed.gp.evidence:
                     self.process = self.alone
             return self
-        self.alone.fit(rows, values)
+        self.alone.fit(rows, values, total=len(y))
         return self
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:

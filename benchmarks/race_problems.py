@@ -190,7 +190,7 @@ def digits(folder: Path) -> Problem:
     supernet = apq.OnceForAllNet.load(run)
     options = apq.FinetuneOptions(steps=30, learning_rate=3e-3)
     costs = apq.hardware.bitfusion_small().table(supernet.space)
-    return _network(run, supernet, data, costs, options, pairs=200, images=None)
+    return _network(run, supernet, data, costs, options, pairs=800, images=None)
 
 
 def cifar10(folder: Path, images: str) -> Problem:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import optuna
+import pytest
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 
@@ -41,3 +42,15 @@ def test_the_papers_table(tmp_path: Path) -> None:
     out = run(tmp_path, "imagenet.py", "--table")
     assert "7016 entries in" in out
     assert "energy_mj: " in out
+
+
+def test_ray_tune_with_two_workers(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    out = run(tmp_path, "ray_tune.py", "--trials", "6", "--epochs", "1", "--run", "r")
+    assert "6 trials, 6 distinct, 0 failed" in out
+
+
+def test_dask_with_two_workers(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    out = run(tmp_path, "dask_workers.py", "--trials", "6", "--epochs", "1", "--run", "r")
+    assert "6 trials, 6 distinct" in out

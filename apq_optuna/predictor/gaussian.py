@@ -154,6 +154,10 @@ class GaussianProcess:
         matrix = self._kernel(self.z, self.z) + max(noise, 1e-6) * np.eye(len(u))
         self._factor = cholesky(matrix, lower=True, check_finite=False)
         self._alpha = cho_solve((self._factor, True), u, check_finite=False)
+        # asked about thousands of rows, a product is several times faster than as many solves
+        self._half = solve_triangular(
+            self._factor, np.eye(len(u)), lower=True, check_finite=False
+        ).T.copy()
         self.noise = noise
         log_density = -0.5 * float(u @ self._alpha) - float(np.log(np.diag(self._factor)).sum())
         self.evidence = log_density - len(u) * float(np.log(self.unit) + 0.5 * np.log(2.0 * np.pi))
@@ -177,8 +181,8 @@ class GaussianProcess:
             return np.full(len(z), self.centre), np.full(len(z), spread * self.unit)
         cross = self._kernel(z, self.z)
         mean = cross @ self._alpha
-        half = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
-        variance = np.maximum(self._signal.sum() - (half * half).sum(0), 1e-10)
+        half = cross @ self._half
+        variance = np.maximum(self._signal.sum() - (half * half).sum(1), 1e-10)
         return mean * self.unit + self.centre, np.sqrt(variance) * self.unit
 
 
