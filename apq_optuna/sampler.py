@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
 
 from apq_optuna._optuna import (
     fixed_parameters,
@@ -214,7 +216,8 @@ class APQSampler(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        with self._lock:
+        # matrices are small: several threads, from several libraries, would wait for each other
+        with self._lock, _blas().limit(limits=1, user_api="blas"):
             proposer = self._proposer(study, search_space)
             proposer.rng = self._rng
             snapshot = proposer.history.read(study, but=trial.number)
@@ -408,6 +411,11 @@ class APQSampler(BaseSampler):
         row = rest[0] if len(rest) else ranked[0]
         set_trial_attribute(study, trial, "claim", row.tolist())
         return np.asarray(row)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _holder(fixed: dict[int, int]) -> Callable[[Genotypes], Genotypes]:

@@ -27,7 +27,7 @@ from apq_optuna.space.space import Genotypes
 Floats = NDArray[np.floating]
 Trend = Callable[[Genotypes], Floats]
 
-MAX_ROWS = 256
+MAX_ROWS = 224
 """A process keeps at most this many rows: half the latest, half the best."""
 
 GROWTH = 1.15
