@@ -374,8 +374,7 @@ def measure(trial):
     subnet = space.suggest(trial)
     return (subnet.macs % 97 / 97, *costs.network_cost(subnet.layers()))
 study.optimize(measure, n_trials=7)
-print(hash(tuple(space.from_params(t.params).tobytes().hex() for t in study.trials)) * 0
-      + sum(i * int(v) for t in study.trials for i, v in enumerate(space.from_params(t.params))))
+print([space.from_params(t.params).tolist() for t in study.trials])
 plain = optuna.create_study(sampler=apq.APQSampler(seed=5, n_startup_trials=3))
 plain.optimize(lambda t: t.suggest_float("x", 0, 1) + t.suggest_categorical("c", (0, 1)), 8)
 print([t.params["x"] for t in plain.trials])
