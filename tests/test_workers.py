@@ -18,55 +18,16 @@ import pytest
 from optuna.trial import TrialState
 
 import apq_optuna as apq
+from tests.worker import LIMIT, opened
 
 SPACE = apq.SearchSpace.preset("digits")
-LIMIT = 0.05
-
-OPEN = """
-def opened(url):
-    if url.startswith("grpc:"):
-        return optuna.storages.GrpcStorageProxy(host="localhost", port=int(url[5:]))
-    if url.startswith("journal:"):
-        backend = optuna.storages.journal.JournalFileBackend(url[8:])
-        return optuna.storages.JournalStorage(backend)
-    return apq.open_storage(url, heartbeat_interval=1, grace_period=5)
-"""
-
-WORKER = (
-    """
-import sys, time
-import numpy as np, optuna, torch
-import apq_optuna as apq
-torch.set_num_threads(1)
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-"""
-    + OPEN
-    + """
-url, trials, wait, seed = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-space = apq.SearchSpace.preset("digits")
-costs = apq.hardware.bitfusion_small().table(space)
-weight = np.random.default_rng(0).normal(0.01, 0.02, space.num_features)
-def measure(trial):
-    subnet = space.suggest(trial)
-    features = space.features(space.from_params(trial.params)[None])[0]
-    time.sleep(wait)
-    return (float(1 / (1 + np.exp(-3 * features @ weight))), *costs.network_cost(subnet.layers()))
-sampler = apq.APQSampler(
-    space, costs=costs, budgets={"latency_ms": LIMIT}, n_startup_trials=6, seed=seed
-)
-study = optuna.load_study(study_name="s", storage=opened(url), sampler=sampler)
-study.optimize(measure, n_trials=trials)
-""".replace("LIMIT", str(LIMIT))
-)
-namespace: dict[str, object] = {"optuna": optuna, "apq": apq}
-exec(OPEN, namespace)
+ROOT = Path(__file__).parent.parent
 
 
 def create(url: str) -> optuna.Study:
     study = optuna.create_study(
-        study_name="s", storage=namespace["opened"](url),  # type: ignore[operator]
-        directions=["maximize", "minimize", "minimize"],
-    )  # fmt: skip
+        study_name="s", storage=opened(url), directions=["maximize", "minimize", "minimize"]
+    )
     study.set_metric_names(["accuracy", "latency_ms", "energy_mj"])
     return study
 
@@ -75,8 +36,8 @@ def start(url: str, workers: int, trials: int, wait: float = 0.0) -> list[subpro
     return [
         subprocess.Popen(
             # equal seeds: only what they see of each other keeps workers apart
-            [sys.executable, "-c", WORKER, url, str(trials), str(wait), "0"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.worker", url, str(trials), str(wait), "0"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
         for _ in range(workers)
     ]  # fmt: skip

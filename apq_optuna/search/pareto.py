@@ -15,18 +15,15 @@ Floats = NDArray[np.floating]
 
 def nondominated(values: Floats) -> NDArray[np.bool_]:
     """Which rows no other row dominates, `(n,) bool`; of equal rows the first is kept."""
-    n = len(values)
-    keep = np.zeros(n, bool)
-    order = np.lexsort(values.T[::-1])
-    ordered = values[order]
-    front = np.empty_like(ordered)
-    size = 0
-    # in lexicographic order a row can only be dominated by an earlier one
-    for row, index in zip(ordered, order, strict=True):
-        if size == 0 or not (front[:size] <= row).all(axis=1).any():
-            front[size] = row
-            size += 1
-            keep[index] = True
+    keep = np.zeros(len(values), bool)
+    rest = np.lexsort(values.T[::-1])
+    ordered = values[rest]
+    # in lexicographic order a row can only be dominated by an earlier one, so the first of those
+    # left is of the front: one pass for each row of the front, over ever fewer rows
+    while len(rest):
+        keep[rest[0]] = True
+        left = (ordered < ordered[0]).any(axis=1)
+        rest, ordered = rest[left], ordered[left]
     return keep
 
 
