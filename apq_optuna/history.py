@@ -136,10 +136,20 @@ class History:
         return self._claim_of(trial)
 
     def _claim_of(self, trial: FrozenTrial) -> Genotypes | None:
-        claim = trial_attribute(trial, "claim")
-        if isinstance(claim, list) and len(claim) == len(self.space.decisions):
-            return np.array(claim, np.int32)
-        return None
+        return claimed_row(trial, self.space)
+
+
+def claim_of(space: SearchSpace, row: Genotypes) -> dict[str, object]:
+    """What a trial's attribute says of the genotype that its worker is about to try."""
+    return {"space": space.hash, "row": row.tolist()}
+
+
+def claimed_row(trial: FrozenTrial, space: SearchSpace) -> Genotypes | None:
+    """The genotype a trial claims in this space; None where it claims none, or one of another."""
+    claim = trial_attribute(trial, "claim")
+    if isinstance(claim, dict) and claim.get("space") == space.hash:
+        return np.array(claim["row"], np.int32)
+    return None
 
 
 def _stack(rows: list[Genotypes], width: int) -> Genotypes:

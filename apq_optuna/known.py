@@ -29,6 +29,7 @@ class KnownObjectives:
         functions: By objective index: a function of parameter arrays.
         table_index: Objective index of each of the table's columns.
         names: Metric names by objective index, for messages.
+        constants: Parameters of one value, which are no decisions, by name.
     """
 
     def __init__(
@@ -38,14 +39,12 @@ class KnownObjectives:
         table_index: Sequence[int],
         functions: Mapping[int, KnownFunction],
         names: Sequence[str],
+        constants: Mapping[str, object] | None = None,
     ) -> None:
         self.space, self.table, self.functions, self.names = space, table, functions, names
         self.index = [*table_index, *functions]
-        self._choices = [
-            np.array(d.choices) if len({type(c) for c in d.choices}) == 1
-            else np.array(d.choices, object)
-            for d in space.decisions
-        ]  # fmt: skip
+        self.constants = dict(constants or {})
+        self._choices = [_array(d.choices) for d in space.decisions]
 
     def __call__(self, genotypes: Genotypes) -> Floats:
         """`(n, D)` to `(n, k)`, columns in the order of `index`.
@@ -63,6 +62,8 @@ class KnownObjectives:
                     zip(self.space.decisions, self._choices, strict=True)
                 )
             }
+            for name, value in self.constants.items():
+                params[name] = np.repeat(_array([value]), len(genotypes))
             for index, function in self.functions.items():
                 value = self._value(index, function, params)
                 if value.shape != (len(genotypes),):
@@ -85,3 +86,14 @@ class KnownObjectives:
                 f"known[{self.names[index]!r}] raised {type(error).__name__}: {error}; it is "
                 f"given arrays of {sorted(params)[:5]}, to return one value for each element"
             ) from error
+
+
+def _array(choices: Sequence[object]) -> NDArray[np.generic]:
+    """`(k,)`: numbers or strings where all are of one such type, else objects."""
+    kinds = {type(choice) for choice in choices}
+    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+        return np.array(choices)
+    found = np.empty(len(choices), object)
+    for i, choice in enumerate(choices):  # a tuple stays one choice, of whatever length
+        found[i] = choice
+    return found

@@ -8,6 +8,7 @@ Notation:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -195,6 +196,15 @@ class Proposer:
         inside = self._violation(rows) == 0
         if inside.any():  # everything feasible was tried: once more is all that is left
             return np.asarray(rows[inside])
+        probe = np.stack([np.zeros_like(space.sizes), space.sizes - 1]).astype(np.int32)
+        held = (constrain(probe) != probe).any()
+        if held and scores.max() > -UNKNOWN_COST:  # the trial's own parameters break the budget
+            warnings.warn(
+                f"budgets={dict(self.budgets)}: the parameters that this trial fixes allow no "
+                "configuration that meets them; it is the nearest",
+                stacklevel=2,
+            )
+            return np.asarray(rows[np.argsort(-scores, kind="stable")[:1]])
         raise InfeasibleBudgetError(
             f"budgets={dict(self.budgets)}: no configuration that meets all was found; raise one"
             if self.budgets
@@ -214,8 +224,10 @@ class Proposer:
             columns |= {self.known.names[i]: values[:, c] for c, i in enumerate(self.known.index)}
         for metric, limit in self.budgets.items():
             if metric in columns:
-                value = np.where(np.isfinite(columns[metric]), columns[metric], limit)
+                unbounded = np.isposinf(columns[metric])
+                value = np.where(unbounded, limit, columns[metric])
                 total += np.maximum(value - limit, 0.0) / max(abs(limit), 1e-12)
+                total += UNKNOWN_COST * unbounded
         return total
 
     def _start_population(self, snapshot: Snapshot) -> Genotypes:
@@ -353,9 +365,13 @@ class Proposer:
             mean = np.zeros((len(rows), len(signs)))
             std = np.zeros_like(mean)
             mean[:, self.predicted], std[:, self.predicted] = predict(rows)
-            if index:
-                mean[:, index] = np.where(np.isfinite(costs := known(rows)), costs, 0.0)
-            return sampled(mean * signs / spread, std / spread)
+            if not index:
+                return sampled(mean * signs / spread, std / spread)
+            costs = known(rows)
+            finite = np.isfinite(costs)
+            mean[:, index] = np.where(finite, costs, 0.0)
+            # what costs infinitely much gains nothing, and less than whatever lacks a little
+            return np.where(finite.all(axis=1), sampled(mean * signs / spread, std / spread), -1.0)
 
         return estimate
 

@@ -8,7 +8,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.logging import get_logger
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
@@ -19,7 +24,6 @@ from apq_optuna._optuna import (
     fixed_parameters,
     set_trial_attribute,
     study_key,
-    trial_attribute,
     trials_of,
 )
 from apq_optuna.errors import (
@@ -29,7 +33,7 @@ from apq_optuna.errors import (
     StudyMismatchError,
 )
 from apq_optuna.hardware import CompiledCosts, CostTable
-from apq_optuna.history import ParameterUnion, RowSet
+from apq_optuna.history import ParameterUnion, RowSet, claim_of, claimed_row
 from apq_optuna.known import KnownFunction, KnownObjectives
 from apq_optuna.pairs import PairStore
 from apq_optuna.proposals import Proposer, continuous
@@ -196,11 +200,11 @@ class APQSampler(BaseSampler):
         """Whether a parameter sampled on its own was part of this trial's joint proposal."""
         if self.space is None or name not in self.space.column:
             return False
-        claim = trial_attribute(trial, "claim")
-        if not isinstance(claim, list) or len(claim) != len(self.space.decisions):
+        row = claimed_row(trial, self.space)
+        if row is None:
             return False
         # `study.ask(distributions)` suggests inactive decisions, too; their values do not matter
-        return bool(self.space.active(np.array([claim], np.int32))[0, self.space.column[name]])
+        return bool(self.space.active(row[None])[0, self.space.column[name]])
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -233,6 +237,17 @@ class APQSampler(BaseSampler):
         return {name: value for name, value in params.items() if name in search_space}
 
     # ------------------------------------------------------------------ the problem
+
+    def _constants(self, study: Study) -> dict[str, Any]:
+        """Parameters of one value: not searched, but known functions may read them."""
+        found = self._unions.setdefault(study_key(study), ParameterUnion()).read(study)
+        constants: dict[str, Any] = {}
+        for name, d in found.items():
+            if d.single() and isinstance(d, CategoricalDistribution):
+                constants[name] = d.choices[0]
+            elif d.single() and isinstance(d, IntDistribution | FloatDistribution):
+                constants[name] = d.low
+        return constants
 
     def _uses_space(self, study: Study) -> bool:
         """Whether a study's trials have parameters of the joint space; a new study might."""
@@ -273,7 +288,8 @@ class APQSampler(BaseSampler):
             table = self._compiled if table_index else None
         known_here = joint or self.space is None
         functions = self._match_known(study, names) if known_here else {}
-        known = KnownObjectives(space, table, table_index, functions, names)
+        constants = {} if joint else self._constants(study)
+        known = KnownObjectives(space, table, table_index, functions, names, constants)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
         sources = self._sources if known_here else []
@@ -399,18 +415,26 @@ class APQSampler(BaseSampler):
         the later of two does, and both if they wrote at the same time.
         """
         for row in ranked[:CLAIM_TRIES]:
-            set_trial_attribute(study, trial, "claim", row.tolist())
-            if continuous(proposer.space):
-                return np.asarray(row)
-            latest = proposer.history.read(study, but=trial.number)
-            if not len(latest.tried) or not RowSet(latest.tried).contains(row[None])[0]:
+            if self._take(study, trial, proposer, row):
                 return np.asarray(row)
         # every good one is taken by now: anything untried, or, if nothing is, the best again
         latest = proposer.history.read(study, but=trial.number)
         rest = proposer.fill(latest, constrain, RowSet(latest.tried))
-        row = rest[0] if len(rest) else ranked[0]
-        set_trial_attribute(study, trial, "claim", row.tolist())
+        rest = rest if len(rest) else ranked[:1]
+        # workers that saw each other on every row start from different ones
+        for row in np.roll(rest, -trial.number, axis=0)[:CLAIM_TRIES]:
+            if self._take(study, trial, proposer, row):
+                break
         return np.asarray(row)
+
+    @staticmethod
+    def _take(study: Study, trial: FrozenTrial, proposer: Proposer, row: Genotypes) -> bool:
+        """Whether no other trial has the genotype, once this one's claim of it is written."""
+        set_trial_attribute(study, trial, "claim", claim_of(proposer.space, row))
+        if continuous(proposer.space):
+            return True
+        tried = proposer.history.read(study, but=trial.number).tried
+        return not len(tried) or not RowSet(tried).contains(row[None])[0]
 
 
 @cache

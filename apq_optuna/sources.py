@@ -105,7 +105,15 @@ def earlier_rows(
             values.append(trial.values[column])
     if not rows:
         return None
-    return part, np.stack(rows), clipped(np.array(values, float))
+    genotypes = np.stack(rows)
+    if part is not space:
+        # canonical in the whole space, as the rows that it will be asked about: a shallow
+        # network's inactive blocks have one encoding; an unknown depth counts as the largest
+        columns = [space.column[decision.name] for decision in part.decisions]
+        whole = np.tile((space.sizes - 1).astype(np.int32), (len(genotypes), 1))
+        whole[:, columns] = genotypes
+        genotypes = space.canonical(whole)[:, columns]
+    return part, genotypes, clipped(np.array(values, float))
 
 
 def completed(study: Study) -> list[FrozenTrial]:

@@ -472,3 +472,98 @@ def test_one_name_two_spaces_without_a_network_is_just_two_spaces(url: str) -> N
             lambda t, high=high: t.suggest_float("x", 0, high) + t.suggest_int("n", 0, 9), 6
         )
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
+
+
+def test_choices_may_be_tuples_of_any_length() -> None:
+    known = {1: lambda params: np.array([float(sum(h)) for h in params["hidden"]])}
+    study = optuna.create_study(
+        directions=["minimize"] * 2, sampler=apq.APQSampler(known=known, seed=0)
+    )
+
+    def measure(trial: optuna.Trial) -> tuple[float, float]:
+        hidden = trial.suggest_categorical("hidden", [(50,), (20, 50), (10, 20)])
+        return abs(trial.suggest_float("x", 0, 1) - 0.5), float(sum(hidden))
+
+    study.optimize(measure, n_trials=6)
+    assert {trial.values[1] for trial in study.trials} <= {50.0, 70.0, 30.0}
+
+
+def test_known_objectives_are_given_parameters_of_one_value_too() -> None:
+    known = {1: lambda params: params["layers"] * params["width"]}
+    study = optuna.create_study(
+        directions=["minimize"] * 2, sampler=apq.APQSampler(known=known, seed=0)
+    )
+
+    def measure(trial: optuna.Trial) -> tuple[float, float]:
+        layers, width = trial.suggest_int("layers", 1, 9), trial.suggest_int("width", 8, 8)
+        return 1 / layers, layers * width
+
+    study.optimize(measure, n_trials=4)
+    assert len(study.trials) == 4
+
+
+def test_an_infinite_known_value_meets_no_budget() -> None:
+    known = {"size": lambda params: np.where(params["w"] > 8, np.inf, params["w"])}
+    space = apq.SearchSpace.from_distributions(
+        {"w": optuna.distributions.IntDistribution(1, 16),
+         "x": optuna.distributions.FloatDistribution(0, 1)}
+    )  # fmt: skip
+    study = optuna.create_study(
+        directions=["minimize"] * 3,
+        sampler=apq.APQSampler(space, known=known, budgets={"size": 8}, seed=1),
+    )
+    study.set_metric_names(["a", "b", "size"])
+
+    def measure(trial: optuna.Trial) -> tuple[float, float, float]:
+        w, x = trial.suggest_int("w", 1, 16), trial.suggest_float("x", 0, 1)
+        return -w * x, w * x * x, w
+
+    study.optimize(measure, n_trials=12)
+    assert max(trial.params["w"] for trial in study.trials) <= 8
+
+
+def test_enqueued_values_beyond_a_budget_are_tried_with_a_warning() -> None:
+    space = {
+        "w": optuna.distributions.IntDistribution(1, 16),
+        "x": optuna.distributions.FloatDistribution(0, 1),
+    }
+    study = optuna.create_study(
+        directions=["minimize"] * 2,
+        sampler=apq.APQSampler(
+            apq.SearchSpace.from_distributions(space),
+            known={"size": lambda params: params["w"]}, budgets={"size": 8}, seed=0,
+        ),
+    )  # fmt: skip
+    study.set_metric_names(["loss", "size"])
+
+    def measure(trial: optuna.Trial) -> tuple[float, float]:
+        w = trial.suggest_int("w", 1, 16)
+        return trial.suggest_float("x", 0, 1) / w, w
+
+    study.optimize(measure, n_trials=3)
+    study.enqueue_trial({"w": 16})
+    with pytest.warns(UserWarning, match="the parameters that this trial fixes"):
+        study.optimize(measure, n_trials=1)
+    assert study.trials[-1].params["w"] == 16
+    study.optimize(measure, n_trials=3)
+    assert max(trial.params["w"] for trial in study.trials[4:]) <= 8
+
+
+def test_a_claim_of_another_space_is_not_read() -> None:
+    study = optuna.create_study(sampler=apq.APQSampler(seed=0))
+
+    def narrow(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 0, 9)
+
+    study.optimize(narrow, n_trials=4)
+    study.ask().suggest_float("x", 0, 1)  # its worker is killed here
+
+    def wide(trial: optuna.Trial) -> float:
+        return (
+            trial.suggest_float("x", 0, 2)
+            + trial.suggest_int("n", 0, 9)
+            + trial.suggest_categorical("a", [0.0, 1.0])
+        )
+
+    study.optimize(wide, n_trials=6)
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 10

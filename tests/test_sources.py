@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import optuna
 import pytest
@@ -144,3 +146,21 @@ def test_a_source_without_a_shared_parameter_is_refused(digits_costs: CostTable)
 def test_pairs_need_their_space(supernet: OnceForAllNet, url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="fp32 pairs need the search space"):
         apq.APQSampler(source=PairStore(url, supernet=supernet))
+
+
+def test_a_source_of_other_bits_is_learned_in_the_encoding_it_is_asked_in() -> None:
+    from apq_optuna.sources import earlier_rows
+
+    joint = apq.SearchSpace.preset("digits")
+    other = apq.SearchSpace.from_network(dataclasses.replace(joint.network, bits=(4, 8)))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(lambda trial: float(other.suggest(trial).macs), n_trials=20)
+    found = earlier_rows(joint, [study], name="0", index=0)
+    assert found is not None
+    part, rows, _ = found
+    names = [decision.name for decision in part.decisions]
+    assert 0 < len(names) < len(joint.decisions)
+    inactive = ~other.active(np.stack([other.from_params(t.params) for t in study.trials]))
+    columns = [other.column[name] for name in names]
+    assert inactive[:, columns].any()
+    assert (rows[inactive[:, columns]] == 0).all()

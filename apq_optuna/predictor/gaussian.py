@@ -168,7 +168,7 @@ class GaussianProcess:
         total = np.zeros((len(a), len(b)))
         for part, s in zip(self._slices, self._signal, strict=True):
             root5, decay = _root5(a[:, part], b[:, part])
-            # s (1 + root5 + root5^2 / 3) exp(-root5) in place: memory, not arithmetic, is slow here
+            # s (1 + root5 + root5^2 / 3) exp(-root5) in place: memory is what is slow here
             shape = root5 * (1.0 / 3.0)
             shape += 1.0
             shape *= root5

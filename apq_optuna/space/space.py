@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,7 +162,7 @@ class SearchSpace:
         except (KeyError, TypeError) as error:
             raise SpaceError(f"not the description of a network family: {error}") from error
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identity of the whole space, 16 hexadecimal digits."""
         network = None if self.network is None else dataclasses.asdict(self.network)
