@@ -64,6 +64,8 @@ class APQSampler(BaseSampler):
         known: Further known objectives: metric name or objective index to a vectorised function
             from a dict of parameter arrays to values `(n,)`.
         budgets: Upper limits on known metrics (`{"latency_ms": 2.0}`); no proposal breaks them.
+            Without a space, trials started before one has completed are drawn at random, outside
+            the budgets.
         source: fp32 pairs of the supernet, earlier studies over the same or an overlapping space,
             or a list of both.
         n_startup_trials: Space-filling trials before the predictor decides; by default 10, and

@@ -177,6 +177,9 @@ def main() -> None:
                     except multiprocessing.TimeoutError:
                         print(f"{name:17s} {count:7d}  stopped after {arguments.limit:.0f} s")
                         continue
+                    except Exception as error:  # a peer's own failure is a result, too
+                        print(f"{name:17s} {count:7d}  failed: {type(error).__name__} {error}")
+                        continue
                 found.append(r)
                 print(
                     f"{name:17s} {count:7d}  {r['storage']:7s} {r['cold_s']:8.3f}  "
