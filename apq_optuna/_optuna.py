@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
@@ -13,6 +14,11 @@ PREFIX = "apq:"
 def trials_of(study: Study) -> list[FrozenTrial]:
     """Every trial of a study as it is stored now, not copied; they must not be changed."""
     return study._get_trials(deepcopy=False, use_cache=False)
+
+
+def storage_of(study: Study) -> BaseStorage:
+    """The open storage a study lives in, for other studies beside it."""
+    return study._storage
 
 
 def set_trial_attribute(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,26 @@ The steps, in order; every one goes on where it was stopped:
   finetune   the trial you choose, finished, tested once and saved
 and beside them:
   quickstart all of it on a small embedded data set, in about a minute and a half
-  hardware   list devices, build cost tables, price any torchvision model
+  hardware   cost tables: build, check, show, compare; price any torchvision model
 """
 
 _EXAMPLES = {
     "quickstart": "apq-optuna quickstart",
     "train": "apq-optuna train --data folder:images --preset cifar10 --run runs/mine --minutes 60",
     "collect": "apq-optuna collect --run runs/mine --pairs 1000 --workers 2",
-    "search": "apq-optuna search --run runs/mine --hardware bitfusion --trials 100",
+    "search": "apq-optuna search --run runs/mine --hardware bitfusion --trials 100\n"
+    "  apq-optuna search --run runs/mine --predict-only --hardware cpu --max-latency-ms 0.3",
     "report": "apq-optuna report --run runs/mine --trial 17",
     "finetune": "apq-optuna finetune --run runs/mine --trial 17 --out finished",
-    "hardware": "apq-optuna hardware build --device bitfusion --preset imagenet --out table.json",
+    "hardware": "apq-optuna hardware build --device cpu --preset cifar10 --out cpu.json",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0, 2 for bad input, 130 when interrupted)."""
+    started = time.perf_counter()
     arguments = _parser().parse_args(argv)
+    arguments.started = started
     try:
         status = arguments.run_command(arguments)
         return int(status or 0)
@@ -133,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     _run(search)
     search.add_argument("--study", default="search", help="name of the study (default: search)")
     search.add_argument("--hardware", default="", metavar="NAME|FILE",
-                        help="a device of `hardware list`, or a cost table")  # fmt: skip
+                        help="a device of `hardware list`, module:name of your own, or a cost "
+                        "table (.json, .csv)")  # fmt: skip
     search.add_argument(
         "--trials", type=int, default=100, help="completed trials to reach in total"
     )
@@ -141,6 +146,20 @@ def _parser() -> argparse.ArgumentParser:
                         help="ours, or a peer to compare with")  # fmt: skip
     search.add_argument("--budget", action="append", default=[], metavar="METRIC=LIMIT",
                         help="hard limit on a cost, e.g. latency_ms=2.0; repeatable")  # fmt: skip
+    search.add_argument("--max-latency-ms", type=float, metavar="X",
+                        help="short for --budget latency_ms=X")  # fmt: skip
+    search.add_argument("--max-energy-mj", type=float, metavar="X",
+                        help="short for --budget energy_mj=X")  # fmt: skip
+    search.add_argument("--measure-on", metavar="NAME",
+                        help="device that also runs each trial's whole network, e.g. cpu; its "
+                        "latency is kept beside the table's")  # fmt: skip
+    search.add_argument("--predict-only", action="store_true",
+                        help="answer from the finished --study, for any --hardware and budget, "
+                        "in seconds: no images, no training")  # fmt: skip
+    search.add_argument("--enqueue", type=int, metavar="N",
+                        help="with --predict-only: enqueue the N most accurate")  # fmt: skip
+    search.add_argument("--into", metavar="NAME",
+                        help="study they are enqueued in (default: STUDY-DEVICE)")  # fmt: skip
     search.add_argument("--source-study", action="append", default=[], metavar="NAME",
                         help="an earlier study of the same supernet to learn from")  # fmt: skip
     search.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
@@ -172,26 +191,93 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--trial", type=int, help="trial to finish (default: most accurate)")
     finetune.add_argument("--epochs", type=float, default=10.0, help="passes over the images")
     finetune.add_argument("--hardware", default="", metavar="NAME|FILE",
-                          help="device to price it on (default: the study's)")  # fmt: skip
+                          help="device or table of its costs (default: the study's)")  # fmt: skip
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
     _common(finetune)
 
-    hardware = command("hardware", commands.hardware, "Devices and cost tables.")
-    kinds = hardware.add_subparsers(dest="action", required=True, metavar="ACTION")
-    kinds.add_parser("list", help="devices that come with the package")
-    build = kinds.add_parser(
-        "build", help="write the cost table of a search space", formatter_class=form
+    _hardware(command("hardware", commands.hardware, "Devices and cost tables."))
+    return parser
+
+
+def _hardware(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        return kinds.add_parser(
+            name, help=text.split(".")[0], description=text, formatter_class=_Help,
+            epilog=f"example:\n  apq-optuna hardware {example}",
+        )  # fmt: skip
+
+    action("list", "Devices by name. Yours too, if a package offers them.", "list")
+    build = action(
+        "build",
+        "Write the cost table of a search space. A measured one goes on where it was stopped.",
+        "build --device cpu --preset cifar10 --out cpu.json",
     )
-    build.add_argument("--device", default="bitfusion", help="name of a device")
-    build.add_argument("--preset", help="search space of a preset")
-    build.add_argument("--run", type=Path, help="search space of a trained supernet")
-    build.add_argument("--out", type=Path, required=True, help="JSON file")
-    price = kinds.add_parser("price", help="price a torchvision model", formatter_class=form)
-    price.add_argument("--device", default="bitfusion", help="name of a device")
+    _one_device(build)
+    _space(build)
+    build.add_argument("--out", type=Path, required=True, help="FILE.json or FILE.csv")
+    build.add_argument("--networks", type=int, metavar="K",
+                       help="whole networks that correct the sums of a device that can run them "
+                       "(default 5; 0 for none)")  # fmt: skip
+    build.add_argument("--template", action="store_true",
+                       help="no device: a CSV with every row the space needs, for you to fill "
+                       "in")  # fmt: skip
+    build.add_argument("--widths", type=int, nargs="+", metavar="BITS",
+                       help="bit-widths of the template (default: the space's)")  # fmt: skip
+    check = action(
+        "check",
+        "Check a table against a space: coverage, monotonicity, oddities. Exits with 1 if a "
+        "search cannot use it.",
+        "check board.csv --preset cifar10",
+    )
+    check.add_argument("table", type=Path, help="FILE.json or FILE.csv")
+    _space(check)
+    show = action(
+        "show", "Draw what a layer costs against its channels and bits.",
+        "show cpu.json --preset cifar10 --layer stage2.block1.depthwise",
+    )  # fmt: skip
+    show.add_argument("table", help="a table's file, or a device")
+    _parameters(show)
+    _space(show)
+    show.add_argument("--layer", metavar="NAME",
+                      help="stageS.blockB.expand, .depthwise or .project (default: the last "
+                      "stage's first depthwise)")  # fmt: skip
+    show.add_argument("--kernel", type=int, help="of that block (default: the largest)")
+    show.add_argument("--out", type=Path, help="HTML file (default: DEVICE-LAYER.html)")
+    compare = action(
+        "compare", "Price the same random networks on two devices.",
+        "compare bitfusion cpu.json --preset cifar10",
+    )  # fmt: skip
+    compare.add_argument("first", help="a table's file, or a device")
+    compare.add_argument("second", help="a table's file, or a device")
+    _space(compare)
+    compare.add_argument("--networks", type=int, default=2000, help="random networks")
+    compare.add_argument("--out", type=Path, help="HTML file (default: FIRST-SECOND.html)")
+    price = action(
+        "price", "Price a torchvision model.", "price --model resnet18 --device bitserial --bits 4"
+    )
+    _one_device(price)
     price.add_argument("--model", default="mobilenet_v2", help="name in torchvision.models")
     price.add_argument("--image-size", type=int, default=224, help="side in pixels")
     price.add_argument("--bits", type=int, default=8, help="of weights and activations")
-    return parser
+
+
+def _one_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="bitfusion",
+                        help="name of a device, or module:name of your own")  # fmt: skip
+    _parameters(parser)
+
+
+def _parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", dest="parameters", action="append", default=[],
+                        metavar="NAME=VALUE",
+                        help="a parameter of the device, e.g. batch=16; repeatable")  # fmt: skip
+
+
+def _space(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help="search space of a preset: digits, cifar10, imagenet")
+    parser.add_argument("--run", help="search space of a trained supernet")
 
 
 def _common(parser: argparse.ArgumentParser) -> None:

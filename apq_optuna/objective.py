@@ -19,7 +19,7 @@ from apq_optuna._optuna import (
 )
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
-from apq_optuna.hardware import CostTable
+from apq_optuna.hardware import CostTable, Device
 from apq_optuna.quantization import (
     DivergedError,
     FinetuneOptions,
@@ -46,6 +46,9 @@ class Objective:
         finetune: How each trial is finetuned.
         device: `auto`, `cpu` or `cuda`.
         images: Most search-validation images a trial is judged on; all by default.
+        measured_on: A device that runs whole networks. It runs each trial's at its end, and the
+            trial keeps `measured_latency_ms` and `measured_spread_ms` beside `table_latency_ms`,
+            the sum of the table, as user attributes. Values are the table's all the same.
 
     Raises:
         DataError: The images do not fit the supernet.
@@ -61,6 +64,7 @@ class Objective:
         finetune: FinetuneOptions | None = None,
         device: str = "auto",
         images: int | None = None,
+        measured_on: Device | None = None,
     ) -> None:
         check_data(supernet, data)
         self.device = resolve_device(device)
@@ -69,6 +73,11 @@ class Objective:
         self.costs = costs
         self.finetune = finetune or FinetuneOptions()
         self.images = images
+        self.measured_on = measured_on
+        if measured_on is not None and not measured_on.runs_networks:
+            raise InvalidArgumentError(
+                f"measured_on={measured_on.name!r}: this device runs no whole networks"
+            )
         self._checked: Study | None = None
         if images is not None and images < 1:
             raise InvalidArgumentError(f"images={images}: at least 1")
@@ -154,6 +163,8 @@ class Objective:
         except DivergedError as error:
             trial.set_user_attr("diverged", str(error))
             value, attributes = math.nan, {}
+        if self.measured_on is not None and not math.isnan(value):
+            attributes |= self._latencies(subnet, costs)
         attributes["seconds"] = round(time.perf_counter() - started, 3)
         if (predicted := running_trial_attribute(trial, "predicted")) is not None:
             attributes["predicted_mean"], attributes["predicted_std"] = predicted
@@ -182,6 +193,19 @@ class Objective:
             "weight_bytes": subnet.weight_bytes,
         }
         return value, attributes
+
+    def _latencies(self, subnet: Subnet, costs: tuple[float, ...]) -> dict[str, Any]:
+        """What the real network takes, beside what the table says."""
+        assert self.measured_on is not None
+        try:
+            (measured,) = self.measured_on.measure([subnet])
+        except MissingCostError as error:
+            return {"not_measured": str(error)}
+        found = {
+            "measured_latency_ms": measured.latency_ms,
+            "measured_spread_ms": measured.spread_ms,
+        }
+        return found | ({"table_latency_ms": costs[0]} if costs else {})
 
     def _quantized(
         self, module: SubnetModule, subnet: Subnet, options: FinetuneOptions, seed: int

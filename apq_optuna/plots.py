@@ -18,7 +18,7 @@ from apq_optuna.space import Subnet
 from apq_optuna.summary import StudySummary
 
 FRONT, DOMINATED, BASELINE, RUNNING = "#1f5fbf", "#9aa0a6", "#d9730d", "#5f6368"
-_BIT_COLOURS = [
+BIT_COLOURS = [
     [0.0, "#7b3294"], [0.35, "#c2a5cf"], [0.65, "#a6dba0"], [1.0, "#1b7837"],
 ]  # fmt: skip
 _TITLES = {
@@ -33,7 +33,7 @@ def title_of(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def _layout(figure: go.Figure, title: str, height: int = 460) -> go.Figure:
+def layout(figure: go.Figure, title: str, height: int = 460) -> go.Figure:
     figure.update_layout(
         title=title, template="plotly_white", height=height, margin={"t": 60, "b": 50, "r": 20},
         legend={"orientation": "h", "y": -0.2}, hoverlabel={"align": "left"},
@@ -84,7 +84,7 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
             )  # fmt: skip
         figure.update_xaxes(title_text=title_of(metric), row=1, col=column)
     figure.update_yaxes(title_text=title_of(summary.metric_names[0]), row=1, col=1)
-    return _layout(figure, f"Pareto front of {len(summary.values)} trials")
+    return layout(figure, f"Pareto front of {len(summary.values)} trials")
 
 
 def hypervolume_figure(summary: StudySummary) -> go.Figure:
@@ -102,7 +102,7 @@ def hypervolume_figure(summary: StudySummary) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="trial")
     figure.update_yaxes(title_text="hypervolume", rangemode="tozero")
-    return _layout(figure, "Hypervolume over trials", 360)
+    return layout(figure, "Hypervolume over trials", 360)
 
 
 def calibration_figure(summary: StudySummary) -> go.Figure | None:
@@ -128,7 +128,7 @@ def calibration_figure(summary: StudySummary) -> go.Figure | None:
     )  # fmt: skip
     figure.update_xaxes(title_text="measured accuracy")
     figure.update_yaxes(title_text="predicted accuracy")
-    return _layout(figure, f"Predictor: {inside:.0%} of {len(measured)} trials inside 95 %", 420)
+    return layout(figure, f"Predictor: {inside:.0%} of {len(measured)} trials inside 95 %", 420)
 
 
 def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
@@ -163,7 +163,7 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     bits = [[p.w_bits for p in layers], [p.a_bits for p in layers]]
     figure.add_heatmap(
         x=names, y=["weight bits", "activation bits"], z=bits, text=bits,
-        texttemplate="%{text}", textfont={"size": 10}, zmin=2, zmax=8, colorscale=_BIT_COLOURS,
+        texttemplate="%{text}", textfont={"size": 10}, zmin=2, zmax=8, colorscale=BIT_COLOURS,
         showscale=False, hovertemplate="%{x}: %{z} %{y}<extra></extra>", xgap=1, ygap=1,
         row=2, col=1,
     )  # fmt: skip
@@ -171,7 +171,7 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(tickangle=-60, tickfont={"size": 10}, row=2, col=1)
     figure.update_layout(barmode="overlay")
-    figure = _layout(figure, title or "Network", 540)
+    figure = layout(figure, title or "Network", 540)
     figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.08})
     return figure
 
@@ -201,11 +201,11 @@ def policy_figure(summary: StudySummary, subnets: Sequence[tuple[int, Subnet]]) 
     figure.add_heatmap(
         x=names, y=[f"trial {number}" for number, _ in subnets], z=z, text=text,
         texttemplate="%{text}" if len(names) <= 13 else None, textfont={"size": 9},
-        zmin=2, zmax=8, colorscale=_BIT_COLOURS, colorbar={"title": "mean bits"},
+        zmin=2, zmax=8, colorscale=BIT_COLOURS, colorbar={"title": "mean bits"},
         hovertemplate="%{y}, %{x}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category")
-    return _layout(
+    return layout(
         figure,
         "Networks on the front: bits (colour), channels and kernel",
         160 + 26 * len(subnets),

@@ -138,11 +138,11 @@ class Proposer:
     def _runnable(
         self, constrain: Callable[[Genotypes], Genotypes]
     ) -> Callable[[Genotypes], Genotypes]:
-        """`constrain`, and before it blocks the device cannot run replaced by ones it can."""
+        """`constrain`, and before it what the device cannot run, or gives nothing for, mended."""
         priced = self.priced
-        if priced is None or not priced.has_gaps:
+        if priced is None or not (priced.has_gaps or priced.has_free_bits):
             return constrain
-        return lambda rows: constrain(priced.repair(rows, self.rng))
+        return lambda rows: constrain(priced.settle(rows, self.rng))
 
     def fill(
         self,
@@ -315,18 +315,8 @@ class Proposer:
         return probability
 
     def spread_factor(self, snapshot: Snapshot) -> float:
-        """By how much proposals were further off than the predictor's spread said.
-
-        Proposals are chosen for being predicted well, so their errors are larger than those of
-        held-out rows. Root mean square of the latest standardised errors, with five that fit.
-        """
-        if len(self.predicted) != 1:
-            return 1.0
-        mean, std = snapshot.predicted.T
-        error = snapshot.values[:, self.predicted[0]] - mean
-        known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
-        squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
-        return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))
+        """`spread_factor` of the predicted objective; 1 where there are several."""
+        return spread_factor(snapshot, self.predicted[0]) if len(self.predicted) == 1 else 1.0
 
     def _improvement(
         self,
@@ -402,3 +392,16 @@ class Proposer:
 def continuous(space: SearchSpace) -> bool:
     """Whether some decision is a cell of a range, so that equal rows need not be equal values."""
     return any(decision.grid for decision in space.decisions)
+
+
+def spread_factor(snapshot: Snapshot, objective: int) -> float:
+    """By how much proposals were further off than the predictor's spread said.
+
+    Proposals are chosen for being predicted well, so their errors are larger than those of
+    held-out rows. Root mean square of the latest standardised errors, with five that fit.
+    """
+    mean, std = snapshot.predicted.T
+    error = snapshot.values[:, objective] - mean
+    known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
+    squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
+    return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))

@@ -25,7 +25,10 @@ from apq_optuna.space import Coordinates, SearchSpace
 from apq_optuna.space.space import Genotypes
 
 Floats = NDArray[np.floating]
-Trend = Callable[[Genotypes], Floats]
+Score = Callable[[Genotypes], Floats]
+Trend = Callable[[Genotypes, Floats | None], Floats]
+"""Takes the genotypes' fp32 accuracies along, where an fp32 predictor is there: they are worked
+out once for all that need them."""
 
 MAX_ROWS = 224
 """A process keeps at most this many rows: half the latest, half the best."""
@@ -65,7 +68,7 @@ class Process:
         space: SearchSpace,
         trend: Trend | None = None,
         *,
-        fp32: Trend | None = None,
+        fp32: Score | None = None,
         unit: float | None = None,
         level: bool = True,
     ) -> None:
@@ -81,13 +84,16 @@ class Process:
         self._fp32_scale = (0.0, 1.0)
         self._fitted = 0
 
-    def _columns(self, genotypes: Genotypes) -> Floats:
+    def _fp32(self, genotypes: Genotypes) -> Floats | None:
+        return self.fp32(genotypes) if self.fp32 is not None else None
+
+    def _columns(self, genotypes: Genotypes, fp32: Floats | None) -> Floats:
         columns: list[Floats] = []
         if self.coordinates.kinds:
             columns.append(self.coordinates.noise(genotypes))
-        if self.fp32 is not None:
+        if fp32 is not None:
             centre, scale = self._fp32_scale
-            columns.append((self.fp32(genotypes)[:, None] - centre) / scale)
+            columns.append((fp32[:, None] - centre) / scale)
         return np.concatenate([*columns, self.coordinates(genotypes)], axis=1)
 
     def fit(self, genotypes: Genotypes, y: Floats, *, total: int | None = None) -> Process:
@@ -95,28 +101,32 @@ class Process:
         n = len(y)
         total = n if total is None else total
         due = total <= EVERY_FIT or total >= GROWTH * self._fitted
+        fp32 = self._fp32(genotypes)
         if due:
             self._fitted = total
-            if self.fp32 is not None and n:
-                values = self.fp32(genotypes)
-                self._fp32_scale = float(values.mean()), 4.0 * max(float(values.std()), 1e-3)
-        f = y - self.trend(genotypes) if self.trend is not None else y
+            if fp32 is not None and n:
+                self._fp32_scale = float(fp32.mean()), 4.0 * max(float(fp32.std()), 1e-3)
+        f = y - self.trend(genotypes, fp32) if self.trend is not None else y
         unit = None
         if self.unit is not None:
             off = f if self.gp.zero_mean or not n else f - f.mean()
             squares = float(off @ off) + TREND_ROWS * self.unit**2
             unit = (squares / (n + TREND_ROWS)) ** 0.5
-        self.gp.fit(self._columns(genotypes), f, iterations=40 if due else 0, unit=unit)
+        self.gp.fit(self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit)
         return self
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
-        mean, std = self.gp.predict(self._columns(genotypes))
-        return (mean if self.trend is None else mean + self.trend(genotypes)), std
+        return self._predict(genotypes, self._fp32(genotypes))
 
-    def mean(self, genotypes: Genotypes) -> Floats:
-        """The mean alone: the trend of another process."""
-        return self.predict(genotypes)[0]
+    def _predict(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
+        mean, std = self.gp.predict(self._columns(genotypes, fp32))
+        return (mean if self.trend is None else mean + self.trend(genotypes, fp32)), std
+
+    def mean(self, genotypes: Genotypes, fp32: Floats | None = None) -> Floats:
+        """The mean alone: the trend of another process with the same fp32 predictor."""
+        known = self._fp32(genotypes) if fp32 is None else fp32
+        return self._predict(genotypes, known)[0]
 
 
 class Surrogate:
@@ -178,13 +188,13 @@ class Surrogate:
         return self.process.predict(genotypes)
 
 
-def fp32_trend(space: SearchSpace, base: AccuracyPredictor) -> tuple[Trend, Trend]:
+def fp32_trend(space: SearchSpace, base: AccuracyPredictor) -> tuple[Trend, Score]:
     """What a quantized network is first expected to reach, and what its fp32 network does."""
     coordinates, fp32 = Coordinates(space), transferred(base).scorer(space)
 
-    def trend(genotypes: Genotypes) -> Floats:
+    def trend(genotypes: Genotypes, known: Floats | None) -> Floats:
         lost = LOSS * coordinates.least_step * coordinates.noise(genotypes).sum(1)
-        return np.asarray(fp32(genotypes) - lost)
+        return np.asarray((fp32(genotypes) if known is None else known) - lost)
 
     return trend, fp32
 
@@ -192,7 +202,7 @@ def fp32_trend(space: SearchSpace, base: AccuracyPredictor) -> tuple[Trend, Tren
 def _over_source(
     space: SearchSpace,
     trend: Trend | None,
-    fp32: Trend | None,
+    fp32: Score | None,
     source: tuple[SearchSpace, Genotypes, Floats],
     sign: float,
 ) -> Process:
@@ -208,7 +218,7 @@ def _over_source(
         columns = [space.column[decision.name] for decision in theirs.decisions]
         earlier = Process(theirs).fit(genotypes, y)
 
-        def mean(rows: Genotypes) -> Floats:
+        def mean(rows: Genotypes, fp32: Floats | None) -> Floats:
             return earlier.mean(theirs.canonical(rows[:, columns]))
 
     spread = max(float(np.std(y - earlier.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)

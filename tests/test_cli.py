@@ -87,7 +87,7 @@ def test_a_search_in_which_nothing_works_gives_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("apq_optuna.commands.MOST_LOST", 3)
+    monkeypatch.setattr("apq_optuna.commands.study.MOST_LOST", 3)
     command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "9",
                "--finetune-rate", "1e30", "--steps", "4", "--images", "50"]  # fmt: skip
     assert main(command) == 2
@@ -128,7 +128,7 @@ def test_hardware_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "preset='big' is unknown",
         ),
         (["collect", "--run", "nothing"], "supernet.safetensors does not exist"),
-        (["search", "--run", "RUN", "--hardware", "tpu"], "--hardware 'tpu': choose from"),
+        (["search", "--run", "RUN", "--hardware", "tpu"], "device='tpu' is unknown; choose from"),
         (["search", "--run", "RUN", "--hardware", "no.json"], "there is no cost table no.json"),
         (["search", "--run", "RUN", "--budget", "latency_ms"], "write METRIC=LIMIT"),
         (["search", "--run", "RUN", "--budget", "latency_ms=1e-9"], "the cheapest configuration"),

@@ -18,6 +18,7 @@ FLOORS = {
     "sampler": 3, "proposals": 3, "surrogate": 3, "known": 3, "filling": 3, "sources": 3,
     "history": 3, "objective": 3,
     "collect": 3, "finishing": 3, "report": 3, "plots": 3, "summary": 3,
+    "hardware_plots": 3, "prediction": 3,
     "commands": 4, "cli": 4,
 }  # fmt: skip
 

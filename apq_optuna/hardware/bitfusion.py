@@ -36,7 +36,7 @@ _ORDERS = ("ICYX", "YXCI")  # innermost loop first: X Y C I and I C X Y, outermo
 
 @dataclass(frozen=True, eq=True)
 class BitFusion(Device):
-    """The accelerator; the defaults are the published design.
+    """The BitFusion accelerator; by default the published design, which is 16 x 32.
 
     Attributes:
         rows, columns: Of the array (N, M).
@@ -47,6 +47,8 @@ class BitFusion(Device):
         weight_read_nj, weight_write_nj, activation_read_nj, activation_write_nj: SRAM, per bit.
         output_nj: SRAM, a read and a write of one output bit.
         dram_nj: Per bit.
+        bits: Bit-widths it takes, up to 8.
+        name: Of the device, in tables and reports.
     """
 
     rows: int = 16
@@ -67,7 +69,7 @@ class BitFusion(Device):
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     name: str = "bitfusion"
     _cache: dict[tuple[ConvLayer, int, int], tuple[int, float]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -77,6 +79,9 @@ class BitFusion(Device):
                 raise InvalidArgumentError(
                     f"{attribute}={getattr(self, attribute)}: must be positive"
                 )
+        for energy in (f.name for f in fields(self) if f.name.endswith("_nj")):
+            if not getattr(self, energy) >= 0:
+                raise InvalidArgumentError(f"{energy}={getattr(self, energy)}: cannot be negative")
 
     def provenance(self) -> dict[str, object]:
         """The parameters of the array."""
@@ -225,26 +230,8 @@ class BitFusion(Device):
         return np.asarray(tiles * (activations + np.minimum(output_stationary, weight_stationary)))
 
 
-def bitfusion(
-    rows: int = 16,
-    columns: int = 32,
-    *,
-    weight_kib: float = 64,
-    activation_kib: float = 32,
-    output_kib: float = 16,
-    bandwidth_bits: int = 192,
-    frequency_hz: float = 500e6,
-) -> BitFusion:
-    """A BitFusion array, by default the published design; energies stay the published ones."""
-    return BitFusion(
-        rows=rows,
-        columns=columns,
-        weight_kib=weight_kib,
-        activation_kib=activation_kib,
-        output_kib=output_kib,
-        bandwidth_bits=bandwidth_bits,
-        frequency_hz=frequency_hz,
-    )
+bitfusion = BitFusion
+"""The published array; each of its parameters can be given."""
 
 
 def bitfusion_small() -> BitFusion:

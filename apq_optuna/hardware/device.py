@@ -13,13 +13,16 @@ A device of one's own is a subclass with a name, its bit-widths and one method:
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from apq_optuna.errors import InvalidArgumentError, MissingCostError
-from apq_optuna.space import ConvLayer, SearchSpace
-from apq_optuna.space.subnet import stem_layers, tail_layers
+from apq_optuna.space import ConvLayer, SearchSpace, Subnet
+from apq_optuna.space.subnet import Block, stage_input_size, stem_layers, tail_layers
 
 if TYPE_CHECKING:
     from apq_optuna.hardware.table import CostTable
@@ -27,17 +30,50 @@ if TYPE_CHECKING:
 Cost = tuple[float, float | None]
 """(latency in ms, energy in mJ or None)."""
 
+Key = tuple[ConvLayer, int, int]
+"""(layer, w_bits, a_bits)."""
+
+Report = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+
+class Measurement(NamedTuple):
+    """What a device took for one whole network.
+
+    Attributes:
+        latency_ms: Median of the rounds.
+        spread_ms: How far the rounds stray from the median, the farthest one left out.
+        rounds: Each round's own median, in ms.
+    """
+
+    latency_ms: float
+    spread_ms: float
+    rounds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rounds: Sequence[float] | NDArray[np.floating]) -> Measurement:
+        """Median and spread of the rounds of one network, in ms."""
+        middle = float(np.median(rounds))
+        strays = np.sort(np.abs(np.asarray(rounds) - middle))
+        spread = float(strays[-2] if len(strays) > 2 else strays[-1])
+        return cls(middle, spread, tuple(float(value) for value in rounds))
+
 
 class Device:
     """Base of the devices.
 
     Attributes:
         name: Shown in tables and reports.
-        bits: Bit-widths the device executes; others are an error.
+        bits: Bit-widths the device takes; others are an error.
+        rounds: How often a table asks for each cost: more than once where it is measured. The
+            rounds go over all layers in turn, and the median is kept.
+        runs_networks: Whether `measure` runs whole networks.
     """
 
     name: str = "device"
     bits: tuple[int, ...] = ()
+    rounds: int = 1
+    runs_networks: bool = False
 
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
         """(latency in ms, energy in mJ or None) of one layer for one image.
@@ -46,6 +82,23 @@ class Device:
             MissingCostError: The device does not execute these bit-widths.
         """
         raise MissingCostError(f"device {self.name!r} prices no layers")
+
+    def executes(self, w_bits: int, a_bits: int) -> tuple[int, int]:
+        """The widths that a layer of these widths runs at; layers that run alike cost the same.
+
+        By default what is asked. A device with 8-bit arithmetic alone answers (8, 8) for less.
+        """
+        return w_bits, a_bits
+
+    def measure(
+        self, subnets: Sequence[Subnet], *, report: Report | None = None
+    ) -> list[Measurement]:
+        """Latency of whole networks, run for real; their rounds are interleaved.
+
+        Raises:
+            MissingCostError: The device runs no whole networks, or not these bit-widths.
+        """
+        raise MissingCostError(f"device {self.name!r} runs no whole networks")
 
     def check_bits(self, w_bits: int, a_bits: int) -> None:
         """Raises `MissingCostError` for bit-widths the device does not execute."""
@@ -94,27 +147,30 @@ class Device:
             sum(energies) if len(energies) == len(costs) and costs else None
         )
 
-    def table(self, space: SearchSpace) -> CostTable:
+    def table(
+        self,
+        space: SearchSpace,
+        *,
+        journal: str | Path | None = None,
+        report: Report | None = None,
+    ) -> CostTable:
         """Costs of every layer choice of a space, fixed layers included.
 
         Bit-widths the device does not execute are left out, which makes them infeasible.
 
+        Args:
+            space: The joint space.
+            journal: A file that costs are added to as they come; a table that was stopped goes on
+                from it. It is removed when the table is whole.
+            report: Told how many of all costs are there.
+
         Raises:
             MissingCostError: The device cannot execute the fixed layers.
+            CostTableError: The journal is of another space or device.
         """
-        from apq_optuna.hardware.table import CostTable
+        from apq_optuna.hardware.build import build_table
 
-        pairs = [(w, a) for w in space_bits(space) for a in space_bits(space)]
-        pairs = [pair for pair in pairs if set(pair) <= set(self.bits)]
-        entries: dict[tuple[ConvLayer, int, int], Cost] = {}
-        for layer in searched_layers(space):
-            for (w, a), cost in zip(pairs, self.costs(layer, pairs), strict=True):
-                entries[layer, w, a] = cost
-        for placed in fixed_layers(space):
-            key = (placed.layer, placed.w_bits, placed.a_bits)
-            entries[key] = self.cost(*key)
-        made = {"created": datetime.date.today().isoformat(), "space": space.hash}
-        return CostTable(entries, device=self.name, provenance=self.provenance() | made)
+        return build_table(self, space, journal=journal, report=report)
 
 
 def space_bits(space: SearchSpace) -> tuple[int, ...]:
@@ -130,8 +186,6 @@ def fixed_layers(space: SearchSpace) -> list[Any]:
 
 def searched_layers(space: SearchSpace) -> list[ConvLayer]:
     """Every distinct layer that some subnet of a space has in a searched block."""
-    from apq_optuna.space.subnet import Block, stage_input_size
-
     spec = space._network()
     found: dict[ConvLayer, None] = {}
     for s, stage in enumerate(spec.stages):
@@ -147,3 +201,30 @@ def searched_layers(space: SearchSpace) -> list[ConvLayer]:
                     found.update(dict.fromkeys(placed.layer for placed in block.layers()))
             size = (size - 1) // stride + 1
     return list(found)
+
+
+def needed_entries(
+    space: SearchSpace, bits: Sequence[int]
+) -> dict[ConvLayer, list[tuple[int, int]]]:
+    """What a table for a space holds: each layer with its (w_bits, a_bits), as far as `bits` go.
+
+    Fixed layers come with the widths they have in every network, whatever `bits` are.
+    """
+    allowed = [b for b in space_bits(space) if b in bits]
+    pairs = [(w, a) for w in allowed for a in allowed]
+    needed = {layer: list(pairs) for layer in searched_layers(space)}
+    for placed in fixed_layers(space):
+        widths = needed.setdefault(placed.layer, [])
+        if (placed.w_bits, placed.a_bits) not in widths:
+            widths.append((placed.w_bits, placed.a_bits))
+    return needed
+
+
+def layer_name(layer: ConvLayer, w_bits: int, a_bits: int) -> str:
+    """What messages call a layer at its bit-widths."""
+    kind = "linear" if layer.linear else "depthwise" if layer.depthwise else "convolution"
+    return (
+        f"{kind} {layer.in_channels}->{layer.out_channels} kernel {layer.kernel_size} "
+        f"stride {layer.stride} groups {layer.groups} at input {layer.input_size}, "
+        f"W{w_bits}A{a_bits}"
+    )

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apq_optuna.errors import UnsupportedLayerError
+from apq_optuna.errors import InvalidArgumentError, UnsupportedLayerError
 from apq_optuna.space import ConvLayer
 from apq_optuna.space.subnet import Size
 
 # Operators that compute products of matrices or slide kernels: priced below, or refused by name.
 _COMPUTES = (
     "conv", "mm", "matmul", "linear", "attention", "einsum", "dot", "mv", "lstm", "gru", "rnn",
-    "bilinear", "embedding", "fft", "cdist", "baddbmm",
+    "bilinear", "embedding", "fft", "cdist", "baddbmm", "grid_sampler", "linalg", "deform", "roi_",
 )  # fmt: skip
 _FREE = (
     "upsample_bilinear", "convert_element_type", "native_dropout",
@@ -36,6 +36,7 @@ def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
 
     Raises:
         UnsupportedLayerError: An operator computes but is not a 2-d convolution or a linear layer.
+        InvalidArgumentError: The model does not take such an image.
     """
     if len(input_shape) != 3:
         raise UnsupportedLayerError(f"input_shape={tuple(input_shape)}: give (C, H, W)")
@@ -47,6 +48,10 @@ def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
         module.eval()
         with torch.no_grad(), recorder:
             module(image)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"input_shape={tuple(input_shape)}: the model does not take one image of it: {error}"
+        ) from error
     finally:
         module.train(training)
     return recorder.layers

@@ -2,15 +2,18 @@
 
 from apq_optuna.search.ehvi import KnownCostEHVI, SampledEHVI, expected_excess
 from apq_optuna.search.evolution import EvolutionOptions, EvolutionResult, budgeted_score, evolve
+from apq_optuna.search.front import FrontResult, evolve_front
 from apq_optuna.search.pareto import hypervolume, nondominated
 
 __all__ = [
     "EvolutionOptions",
     "EvolutionResult",
+    "FrontResult",
     "KnownCostEHVI",
     "SampledEHVI",
     "budgeted_score",
     "evolve",
+    "evolve_front",
     "expected_excess",
     "hypervolume",
     "nondominated",

@@ -1,0 +1,182 @@
+"""What the commands share: where a run lies, its supernet, images, costs and study."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from apq_optuna.data import ImageData
+    from apq_optuna.hardware import CostTable, Device
+    from apq_optuna.space import SearchSpace
+    from apq_optuna.supernet import OnceForAllNet
+
+
+CORRECTING_NETWORKS = 5
+"""Whole networks that a measured table is corrected by, unless something else is asked for."""
+
+
+def set_threads(arguments: Any) -> None:
+    if getattr(arguments, "threads", None):
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+
+
+def run_folder(arguments: Any, *, make: bool = True) -> Path:
+    """Where results of a run go."""
+    name = str(arguments.run)
+    folder = (
+        Path("runs") / name.removeprefix("pretrained:")
+        if name.startswith("pretrained:")
+        else arguments.run
+    )
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def load_supernet(arguments: Any) -> OnceForAllNet:
+    from apq_optuna.supernet import OnceForAllNet
+
+    return OnceForAllNet.load(str(arguments.run).removeprefix("pretrained:"))
+
+
+def load_images(
+    arguments: Any, trained_on: str | None = None, size: int | None = None
+) -> ImageData:
+    from apq_optuna.data import load_data
+
+    name = arguments.data or trained_on
+    if not name:
+        raise InvalidArgumentError("--data is needed: digits, cifar10 or folder:PATH")
+    started = time.perf_counter()
+    data = load_data(name, image_size=arguments.image_size or size, grayscale=arguments.grayscale)
+    say(
+        f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "
+        f"{len(data.test)} test images of {data.num_classes} classes, {data.image_size}x"
+        f"{data.image_size}x{data.channels} ({time.perf_counter() - started:.1f} s)"
+    )
+    return data
+
+
+def supernet_images(arguments: Any, supernet: OnceForAllNet) -> ImageData:
+    info = supernet.data_info
+    if arguments.grayscale is None and supernet.spec.in_channels == 1:
+        arguments.grayscale = True
+    name = str(info.get("name") or "") or None
+    size = supernet.spec.image_size if str(arguments.data or name).startswith("folder:") else None
+    return load_images(arguments, name, size)
+
+
+def storage_url(arguments: Any) -> str:
+    return arguments.storage or f"sqlite:///{run_folder(arguments) / 'apq.db'}"
+
+
+def is_table_file(name: str) -> bool:
+    """Whether a name on the command line is of a cost table's file rather than of a device."""
+    return Path(name).suffix.lower() in (".json", ".csv")
+
+
+def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
+    """The table that --hardware names: a file, or a device's.
+
+    What a device measured is kept in the run's folder, and taken from there the next time.
+    """
+    from apq_optuna.hardware import CostTable, find_device
+
+    if not name:
+        name = "bitfusion-small" if supernet.spec.name == "digits" else "bitfusion"
+    if is_table_file(name):
+        return CostTable.load(name)
+    device = find_device(name)
+    if device.rounds == 1:
+        return device.table(supernet.space)
+    path = folder / f"hardware-{device.name}.json"
+    if path.exists():
+        table = CostTable.load(path)
+        if table.provenance.get("space") == supernet.space.hash:
+            say(f"costs of {device.name}: measured before, in {path}")
+            return table
+    networks = CORRECTING_NETWORKS if device.runs_networks else 0
+    return measured_table(device, supernet.space, path, networks=networks)
+
+
+def measured_table(
+    device: Device, space: SearchSpace, path: Path | None = None, *, networks: int = 0
+) -> CostTable:
+    """A device's table, corrected by whole networks if some are asked for, written to `path`."""
+    from apq_optuna.hardware.correction import calibration_networks, correct
+
+    journal = path.with_name(path.name + ".journal") if path is not None else None
+    if journal is not None and journal.exists():
+        say(f"going on from {journal}")
+    with progress_bar(1, f"{device.name}: layers") as bar:
+        table = device.table(space, journal=journal, report=_follow(bar))
+    if path is not None:
+        table.save(path)
+    if networks:
+        with progress_bar(1, f"{device.name}: networks") as bar:
+            chosen = calibration_networks(table, space, networks)
+            table = correct(table, device, chosen, report=_follow(bar))
+        about = table.provenance["correction"]
+        say(
+            f"corrected by {networks} whole networks: x{about['scale']:.3f} and "
+            f"{about['overhead_ms']:.4f} ms; mean error on them {about['error']:.1%}"
+        )
+        if path is not None:
+            table.save(path)
+    return table
+
+
+def _follow(bar: Any) -> Callable[[int, int], None]:
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return show
+
+
+def progress_bar(total: float, text: str, **options: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=text, mininterval=0.5, dynamic_ncols=True, **options)
+
+
+def program_path() -> Path:
+    """How this program was called, for the commands it suggests."""
+    called = Path(sys.argv[0])
+    return called if called.name == "apq-optuna" else Path("apq-optuna")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def stored_study(arguments: Any) -> Study:
+    from apq_optuna.storage import open_storage
+
+    if arguments.storage is None and not (run_folder(arguments, make=False) / "apq.db").exists():
+        raise InvalidArgumentError(
+            f"--run {arguments.run} has no study yet: there is no apq.db; run `search` first"
+        )
+    return find_study(arguments.study, open_storage(storage_url(arguments)), "--study")
+
+
+def find_study(name: str, storage: Any, option: str) -> Study:
+    import optuna
+
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError as error:
+        names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+        raise InvalidArgumentError(
+            f"{option} {name!r} is not in {storage.url}; there are {names}"
+        ) from error

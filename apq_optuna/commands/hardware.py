@@ -1,0 +1,177 @@
+"""Devices and tables: list, build, check, show, compare, price."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.commands.common import (
+    CORRECTING_NETWORKS,
+    is_table_file,
+    measured_table,
+    program_path,
+    say,
+)  # fmt: skip
+from apq_optuna.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from apq_optuna.hardware import CostTable, Device
+    from apq_optuna.space import SearchSpace
+
+
+def hardware(arguments: Any) -> int:
+    actions = {"list": _list, "build": _build, "check": _check, "show": _show,
+               "compare": _compare, "price": _price}  # fmt: skip
+    return actions[arguments.action](arguments) or 0
+
+
+def _list(arguments: Any) -> None:
+    from apq_optuna.hardware import known_devices
+
+    names = known_devices()
+    width = max(map(len, names))
+    for name, about in names.items():
+        say(f"{name:{width}}  {about}")
+    say(
+        "your own: --device module:name, a class derived from apq_optuna.hardware.Device in a "
+        "file of this folder;\nor an entry point in the group apq_optuna.hardware of an "
+        "installed package"
+    )
+
+
+def _build(arguments: Any) -> None:
+    space = _space(arguments)
+    out: Path = arguments.out
+    if out.suffix.lower() not in (".json", ".csv"):
+        raise InvalidArgumentError(f"--out {out}: name it .json or .csv")
+    started = time.perf_counter()
+    if arguments.template:
+        _template(space, arguments.widths, out)
+        return
+    device = _device(arguments)
+    networks = arguments.networks
+    if networks is None:
+        networks = CORRECTING_NETWORKS if device.runs_networks else 0
+    if networks and not device.runs_networks:
+        raise InvalidArgumentError(
+            f"--networks {networks}: {device.name!r} runs no whole networks"
+        )
+    table = measured_table(device, space, out, networks=networks)
+    say(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s: {out}")
+    source = f"--run {arguments.run}" if arguments.run else f"--preset {arguments.preset}"
+    say(f"next: {program_path()} hardware check {out} {source}")
+    run = arguments.run or "RUN"
+    say(f"      {program_path()} search --hardware {out} --run {run}")
+
+
+def _template(space: SearchSpace, widths: Sequence[int] | None, out: Path) -> None:
+    from apq_optuna.hardware.device import needed_entries, space_bits
+    from apq_optuna.hardware.files import write_template
+
+    rows = write_template(out, needed_entries(space, widths or space_bits(space)))
+    say(
+        f"{rows} rows without costs: {out}\nfill in latency_ms and energy_mj (or delete that "
+        "column), and delete rows of what the device cannot run"
+    )
+
+
+def _check(arguments: Any) -> int:
+    from apq_optuna.hardware import CostTable, check_table
+
+    table = CostTable.load(arguments.table)
+    say(f"{arguments.table}: {len(table.entries)} entries of {table.device!r}, "
+        f"{', '.join(table.metric_names)}")  # fmt: skip
+    found = check_table(table, _space(arguments))
+    say(str(found))
+    return 0 if found.usable else 1
+
+
+def _show(arguments: Any) -> None:
+    from apq_optuna.hardware import CostTable
+    from apq_optuna.hardware.compare import layer_costs
+    from apq_optuna.hardware_plots import layer_figure, write_figure
+
+    space = _space(arguments)
+    source: CostTable | Device = (
+        CostTable.load(arguments.table) if is_table_file(arguments.table)
+        else _device(arguments, arguments.table)
+    )  # fmt: skip
+    spec = space._network()
+    layer = arguments.layer or f"stage{len(spec.stages)}.block1.depthwise"
+    found = layer_costs(source, space, layer, arguments.kernel)
+    out = arguments.out or Path(f"{found.device}-{layer}.html")
+    say(f"{layer} on {found.device}: {write_figure(layer_figure(found), out)}")
+
+
+def _compare(arguments: Any) -> None:
+    from apq_optuna.hardware.compare import compare_tables
+    from apq_optuna.hardware_plots import comparison_figure, write_figure
+
+    space = _space(arguments)
+    first, second = (_table(name, space) for name in (arguments.first, arguments.second))
+    found = compare_tables((first, second), space, arguments.networks)
+    say(str(found))
+    out = arguments.out or Path(f"{first.device}-{second.device}.html")
+    say(f"picture: {write_figure(comparison_figure(found), out)}")
+
+
+def _price(arguments: Any) -> None:
+    from apq_optuna._torchvision import models
+    from apq_optuna.hardware import layers_of
+
+    device = _device(arguments)
+    try:
+        model = models.get_model(arguments.model, weights=None)
+    except ValueError as error:
+        raise InvalidArgumentError(f"--model {arguments.model!r}: {error}") from error
+    layers = layers_of(model, (3, arguments.image_size, arguments.image_size))
+    ms, mj = device.network_cost(layers, arguments.bits, arguments.bits)
+    energy = "" if mj is None else f", {mj:.4f} mJ"
+    say(f"{arguments.model}, {len(layers)} layers, W{arguments.bits}A{arguments.bits} on "
+        f"{device.name}: {ms:.4f} ms{energy}")  # fmt: skip
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def _space(arguments: Any) -> SearchSpace:
+    from apq_optuna.space import SearchSpace
+
+    if (arguments.preset is None) == (arguments.run is None):
+        raise InvalidArgumentError("give either --preset or --run")
+    if arguments.preset:
+        return SearchSpace.preset(arguments.preset)
+    from apq_optuna.supernet import OnceForAllNet
+
+    return OnceForAllNet.load(str(arguments.run).removeprefix("pretrained:")).space
+
+
+def _device(arguments: Any, name: str | None = None) -> Device:
+    from apq_optuna.hardware import find_device
+
+    parameters = {}
+    for text in getattr(arguments, "parameters", []):
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidArgumentError(f"--set {text!r}: write NAME=VALUE, e.g. batch=16")
+        parameters[key.strip()] = _number(value.strip())
+    return find_device(name or arguments.device, parameters)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _table(name: str, space: SearchSpace) -> CostTable:
+    from apq_optuna.hardware import CostTable, find_device
+
+    if is_table_file(name):
+        return CostTable.load(name)
+    return measured_table(find_device(name), space)

@@ -1,0 +1,146 @@
+"""Training a supernet and collecting its fp32 pairs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.commands.common import (
+    load_images,
+    load_supernet,
+    program_path,
+    progress_bar,
+    say,
+    set_threads,
+    storage_url,
+    supernet_images,
+)
+
+if TYPE_CHECKING:
+    from apq_optuna.data import ImageData
+    from apq_optuna.supernet import OnceForAllNet
+
+
+def train(arguments: Any) -> None:
+    from apq_optuna.supernet import TrainingPlan
+
+    set_threads(arguments)
+    data = load_images(arguments)
+    plan = TrainingPlan(
+        epochs=arguments.epochs,
+        minutes=arguments.minutes,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+    )
+    train_supernet_at(arguments, data, arguments.preset, plan)
+    say(f"next: {program_path()} collect --run {arguments.run}")
+
+
+def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -> OnceForAllNet:
+    import torch
+
+    from apq_optuna.quantization import fp32_network
+    from apq_optuna.space import SearchSpace
+    from apq_optuna.supernet import OnceForAllNet, accuracy, train_supernet
+
+    space = SearchSpace.preset(
+        preset, image_size=data.image_size, in_channels=data.channels, num_classes=data.num_classes
+    )
+    torch.manual_seed(arguments.seed)
+    net = OnceForAllNet(space)
+    largest, smallest = (space.decode(space.extreme(largest=big)[0]) for big in (True, False))
+    say(
+        f"supernet {preset}: {len(space.decisions)} decisions, {smallest.macs / 1e6:.2f} to "
+        f"{largest.macs / 1e6:.2f} MMACs"
+    )
+    started = time.perf_counter()
+    with progress_bar(
+        100, "train", bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    ) as bar:
+
+        def show(progress: float, phase: str, loss: float) -> None:
+            bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
+            bar.update(100 * progress - bar.n)
+
+        train_supernet(
+            net,
+            data,
+            plan,
+            arguments.run,
+            device=arguments.device,
+            seed=arguments.seed,
+            report=show,
+        )
+    accuracies = [
+        accuracy(fp32_network(net, subnet, data, 512, 0), data) for subnet in (largest, smallest)
+    ]
+    say(
+        f"trained in {time.perf_counter() - started:.0f} s; search-validation accuracy without "
+        f"finetuning: largest {accuracies[0]:.4f}, smallest {accuracies[1]:.4f}"
+    )
+    say(f"saved in {arguments.run}")
+    return net
+
+
+def collect(arguments: Any) -> None:
+    from apq_optuna.pairs import PairStore
+
+    set_threads(arguments)
+    supernet = load_supernet(arguments)
+    store = PairStore(storage_url(arguments), supernet=supernet)
+    if arguments.import_file is not None:
+        count = store.import_npz(arguments.import_file)
+        say(f"imported {count} pairs; {len(store)} in {store.url}")
+        return
+    data = supernet_images(arguments, supernet)
+    collect_pairs_of(
+        arguments, supernet, data, store, arguments.pairs, arguments.images, arguments.workers
+    )
+    if arguments.export is not None:
+        say(f"exported to {store.export_npz(arguments.export)}")
+    say(f"next: {program_path()} search --run {arguments.run}")
+
+
+def collect_pairs_of(
+    arguments: Any, supernet: OnceForAllNet, data: ImageData, store: Any, pairs: int,
+    images: int | None, workers: int,
+) -> None:  # fmt: skip
+    from apq_optuna.collect import collect_pairs
+    from apq_optuna.supernet.training import resolve_device
+
+    supernet.to(resolve_device(arguments.device))
+    before = len(store)
+    with progress_bar(pairs, "collect", unit="pair", initial=min(before, pairs)) as bar:
+        collect_pairs(
+            supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
+            report=lambda done, value: bar.update(1),
+        )  # fmt: skip
+    found = store.load().accuracies
+    say(
+        f"{len(found)} fp32 pairs: accuracy {found.min():.4f} to {found.max():.4f}, "
+        f"mean {found.mean():.4f}"
+    )
+    if len(found) >= 50:
+        _say_predictor(supernet, store)
+    supernet.to("cpu")
+
+
+def _say_predictor(supernet: OnceForAllNet, store: Any) -> None:
+    """Quality of an fp32 predictor on a fifth of the pairs held out."""
+    import numpy as np
+
+    from apq_optuna.predictor import AccuracyPredictor, evaluate
+
+    pairs = store.load()
+    space = supernet.space
+    features = store.features(space, pairs)
+    order = np.random.default_rng(0).permutation(len(pairs))
+    held, kept = np.split(order, [len(pairs) // 5])
+    predictor = AccuracyPredictor(space.num_features, space.architecture_features)
+    predictor.fit(features[kept], pairs.accuracies[kept], epochs=40)
+    quality = evaluate(pairs.accuracies[held], *predictor.predict(features[held]))
+    say(
+        f"fp32 predictor on {quality.rows} held-out pairs: pairwise accuracy "
+        f"{quality.pairwise_accuracy:.3f}, Kendall tau {quality.kendall_tau:.3f}, RMSE "
+        f"{quality.rmse:.4f}, 95 % coverage {quality.coverage:.2f}"
+    )

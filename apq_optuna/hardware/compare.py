@@ -1,0 +1,240 @@
+"""Two devices over one space: where they agree, and where the same networks differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from apq_optuna.errors import CostTableError, InvalidArgumentError
+from apq_optuna.hardware.device import Device, searched_layers, space_bits
+from apq_optuna.hardware.table import CostTable
+from apq_optuna.space import ConvLayer, SearchSpace
+from apq_optuna.space.subnet import Block, stage_input_size
+
+Floats = NDArray[np.floating]
+
+DECODED = 200
+"""Networks taken apart for the shares of the kinds of layers."""
+
+KINDS = ("expand", "depthwise", "project", "fixed")
+FINEST = 160
+"""Most widths a layer is priced at on a device that can price any."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Latencies of the same networks on two devices.
+
+    Attributes:
+        names: Of the devices.
+        latencies: `(2, n)`, ms, of networks that both run.
+        mean_bits: Of their searched layers, `(n,)`.
+        rank_correlation: Spearman's, of the latencies.
+        shares: Mean share of the latency of each of `KINDS`, `(2, 4)`.
+        bit_gain: Median latency at the narrowest bit-width over the widest, depthwise layers and
+            others, `(2, 2)`; NaN where a device does not run them.
+        bits: The narrowest and widest bit-width.
+    """
+
+    names: tuple[str, str]
+    latencies: Floats
+    mean_bits: Floats
+    rank_correlation: float
+    shares: Floats
+    bit_gain: Floats
+    bits: tuple[int, int]
+
+    def __str__(self) -> str:
+        low, high = self.bits
+        rows = [["", *self.names]]
+        middle = np.median(self.latencies, axis=1)
+        rows.append(["median network, ms", *(f"{value:.4g}" for value in middle)])
+        spread = self.latencies.max(axis=1) / self.latencies.min(axis=1)
+        rows.append(["slowest / fastest", *(f"{value:.2f}" for value in spread)])
+        for j, kind in enumerate(KINDS):
+            rows.append([f"share of {kind} layers", *(f"{v:.0%}" for v in self.shares[:, j])])
+        for j, kind in enumerate(("depthwise", "other")):
+            label = f"{kind} layers, W{low}A{low} / W{high}A{high}"
+            rows.append([label, *(f"{value:.2f}" for value in self.bit_gain[:, j])])
+        widths = [max(len(row[c]) for row in rows) for c in range(3)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if c == 0 else cell.rjust(width)
+                for c, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        n = self.latencies.shape[1]
+        lines.append(f"rank correlation of {n} random networks: {self.rank_correlation:.3f}")
+        return "\n".join(lines)
+
+
+def compare_tables(
+    tables: tuple[CostTable, CostTable], space: SearchSpace, n: int = 2000, seed: int = 0
+) -> Comparison:
+    """Prices n random networks on both.
+
+    Raises:
+        CostTableError: A table lacks layers of the space, or no network runs on both.
+        InvalidArgumentError: n below 2.
+    """
+    if n < 2:
+        raise InvalidArgumentError(f"n={n}: at least 2 networks are compared")
+    compiled = [table.compile(space) for table in tables]
+    rng = np.random.default_rng(seed)
+    rows = space.sample(n, rng)
+    for each in compiled:
+        rows = each.repair(rows, rng)
+    latencies = np.stack([each(rows)[:, 0] for each in compiled])
+    both = np.isfinite(latencies).all(axis=0)
+    if both.sum() < 2:
+        raise CostTableError("no network of the space runs on both devices")
+    rows, latencies = rows[both], latencies[:, both]
+    widths = space_bits(space)
+    bits = np.array(widths)
+    columns = np.array([c for c, d in enumerate(space.decisions) if d.quantization])
+    active = space.active(rows)[:, columns]
+    mean_bits = (bits[rows[:, columns]] * active).sum(axis=1) / np.maximum(active.sum(axis=1), 1)
+    correlation = float(spearmanr(*latencies).statistic)
+    return Comparison(
+        (tables[0].device, tables[1].device),
+        latencies,
+        mean_bits,
+        correlation,
+        np.stack([_shares(table, space, rows[:DECODED]) for table in tables]),
+        np.stack([_bit_gain(table, space) for table in tables]),
+        (widths[0], widths[-1]),
+    )
+
+
+def _shares(table: CostTable, space: SearchSpace, rows: NDArray[np.int32]) -> Floats:
+    total = np.zeros(len(KINDS))
+    for row in rows:
+        for placed in space.decode(row).layers():
+            cost = table.entries.get((placed.layer, placed.w_bits, placed.a_bits))
+            kind = placed.name.rsplit(".", 1)[-1] if placed.name.startswith("stage") else "fixed"
+            total[KINDS.index(kind)] += cost[0] if cost else 0.0
+    return np.asarray(total / max(total.sum(), 1e-300))
+
+
+def _bit_gain(table: CostTable, space: SearchSpace) -> Floats:
+    low, high = space_bits(space)[0], space_bits(space)[-1]
+    ratios: tuple[list[float], list[float]] = ([], [])
+    for layer in searched_layers(space):
+        narrow = table.entries.get((layer, low, low))
+        wide = table.entries.get((layer, high, high))
+        if narrow and wide and wide[0] > 0:
+            ratios[not layer.depthwise].append(narrow[0] / wide[0])
+    return np.array([np.median(found) if found else np.nan for found in ratios])
+
+
+# ---------------------------------------------------------------------- one layer
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """Costs of one searched layer over its channels and bit-widths.
+
+    Attributes:
+        name: Of the layer, `stage2.block1.depthwise`.
+        device: Name of the device.
+        channels: Expanded channels of its block, `(c,)`.
+        bits: Bit-widths, `(b,)`.
+        costs: `(b, b, c, m)` by weight and activation bits; NaN where there is none.
+        metric_names: Names of the m costs.
+        kernel: Kernel size of the block.
+    """
+
+    name: str
+    device: str
+    channels: NDArray[np.int64]
+    bits: tuple[int, ...]
+    costs: Floats
+    metric_names: tuple[str, ...]
+    kernel: int
+
+
+def layer_costs(
+    source: CostTable | Device, space: SearchSpace, name: str, kernel: int | None = None
+) -> LayerCosts:
+    """What a layer costs at every width: a table's entries, or more finely from a device.
+
+    Args:
+        source: A table, or a device that computes its costs.
+        space: The joint space.
+        name: `stageS.blockB.expand`, `.depthwise` or `.project`.
+        kernel: Of the block; by default the largest.
+
+    Raises:
+        InvalidArgumentError: The space has no such layer or kernel.
+        CostTableError: The table has no entry for it.
+    """
+    spec, bits = space._network(), space_bits(space)
+    names = [
+        (f"stage{s + 1}.block{b + 1}.{part}", s, b, p)
+        for s, stage in enumerate(spec.stages)
+        for b in range(stage.depths[-1])
+        for p, part in enumerate(KINDS[:3])
+    ]
+    found = next((entry for entry in names if entry[0] == name), None)
+    if found is None:
+        raise InvalidArgumentError(
+            f"layer={name!r}: choose from {names[0][0]} to {names[-1][0]} (expand, depthwise or "
+            "project)"
+        )
+    _, s, b, part = found
+    stage = spec.stages[s]
+    kernel = stage.kernels[-1] if kernel is None else kernel
+    if kernel not in stage.kernels:
+        raise InvalidArgumentError(f"kernel={kernel}: {name} has {list(stage.kernels)}")
+    size, stride = stage_input_size(spec, s), stage.stride
+    if b > 0:
+        size, stride = (size - 1) // stride + 1, 1
+    choices = spec.channel_choices(s, b)
+    price = _pricing(source, bits)
+    channels = np.array(choices)
+    if isinstance(source, Device):
+        step = max(1, (choices[-1] - choices[0]) // FINEST)
+        channels = np.arange(choices[0], choices[-1] + 1, step)
+    layers = []
+    for width in channels.tolist():
+        block = Block(
+            "", s, b, spec.block_inputs(s, b), width, stage.out_channels, kernel, stride, size,
+            8, 8, 8, 8,
+        )  # fmt: skip
+        layers.append(block.layers()[part].layer)
+    costs = np.stack([price(layer) for layer in layers], axis=2)
+    if not np.isfinite(costs).any():
+        owner = source.device if isinstance(source, CostTable) else source.name
+        raise CostTableError(f"the cost table of {owner!r} has no entry for {name}")
+    metrics = ("latency_ms", "energy_mj")
+    kept = int(np.isfinite(costs).any(axis=(0, 1, 2)).sum())
+    owner = source.device if isinstance(source, CostTable) else source.name
+    return LayerCosts(name, owner, channels, bits, costs[..., :kept], metrics[:kept], kernel)
+
+
+def _pricing(source: CostTable | Device, bits: tuple[int, ...]) -> Callable[[ConvLayer], Floats]:
+    """A function from a layer to its costs, `(b, b, 2)`, NaN where there is none."""
+
+    def of_table(layer: ConvLayer) -> Floats:
+        assert isinstance(source, CostTable)
+        found = [[source.entries.get((layer, w, a), (np.nan, None)) for a in bits] for w in bits]
+        return np.array(found, float)
+
+    def of_device(layer: ConvLayer) -> Floats:
+        assert isinstance(source, Device)
+        out = np.full((len(bits), len(bits), 2), np.nan)
+        runs = [(i, j) for i, w in enumerate(bits) for j, a in enumerate(bits)
+                if w in source.bits and a in source.bits]  # fmt: skip
+        asked = [source.executes(bits[i], bits[j]) for i, j in runs]
+        distinct = list(dict.fromkeys(asked))
+        costs = dict(zip(distinct, source.costs(layer, distinct), strict=True))
+        for (i, j), pair in zip(runs, asked, strict=True):
+            out[i, j] = np.array(costs[pair], float)
+        return out
+
+    return of_table if isinstance(source, CostTable) else of_device

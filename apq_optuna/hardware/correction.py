@@ -1,0 +1,125 @@
+"""From a sum of layers to a network: the small correction that a few measured networks allow.
+
+Notation:
+    k       measured networks
+    x, y    summed and measured latencies, `(k,)`, ms
+    s, o    scale and overhead: y is about s x + o
+
+Least squares of the relative error, with s and o held near 1 and 0 as by so many networks as the
+priors are worth: three networks of similar size say almost nothing about o, and cannot make it
+wild.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.hardware.device import Device, Report
+from apq_optuna.space import SearchSpace, Subnet
+
+if TYPE_CHECKING:
+    from apq_optuna.hardware.table import CostTable
+
+Floats = NDArray[np.floating]
+
+ERROR, SCALE_SPREAD, OVERHEAD_SPREAD = 0.03, 0.5, 0.1
+"""Relative error of a network, and how far scale and overhead (as a share of x) stray: priors."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What whole networks say about sums of layers.
+
+    Attributes:
+        scale: Latency of a network for each ms of its sum.
+        overhead_ms: And beside it.
+        networks: How many were measured.
+        error: Mean relative error on these networks, after the correction.
+    """
+
+    scale: float
+    overhead_ms: float
+    networks: int
+    error: float
+
+    def __call__(self, summed: Floats) -> Floats:
+        """Corrected latencies of `(n,)` sums, in ms."""
+        return np.asarray(self.scale * summed + self.overhead_ms)
+
+    def provenance(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def fit_correction(
+    summed: Sequence[float] | Floats, measured: Sequence[float] | Floats
+) -> Correction:
+    """The correction that k networks allow.
+
+    Args:
+        summed: Latencies summed from the table, `(k,)`, ms.
+        measured: The same networks run whole, `(k,)`, ms.
+
+    Raises:
+        InvalidArgumentError: No networks, other shapes, or latencies that are not positive.
+    """
+    x, y = np.asarray(summed, float), np.asarray(measured, float)
+    if x.ndim != 1 or x.shape != y.shape or not len(x):
+        raise InvalidArgumentError(
+            f"summed {x.shape} and measured {y.shape}: give both for at least one network"
+        )
+    if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
+        raise InvalidArgumentError("summed and measured latencies must be finite and positive")
+    mean = float(x.mean())
+    rows = [
+        np.column_stack([x / y, mean / y]) / ERROR,
+        np.diag([1 / SCALE_SPREAD, 1 / OVERHEAD_SPREAD]),
+    ]
+    targets = np.concatenate([np.full(len(x), 1 / ERROR), [1 / SCALE_SPREAD, 0.0]])
+    scale, overhead = np.linalg.lstsq(np.concatenate(rows), targets, rcond=None)[0]
+    error = float(np.abs((scale * x + overhead * mean) / y - 1).mean())
+    return Correction(float(scale), float(overhead * mean), len(x), error)
+
+
+def random_networks(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
+    """n random networks of a space, every choice uniform; the draw depends on the seed alone."""
+    rows = space.sample(n, np.random.default_rng([seed, 20]))
+    return [space.decode(row) for row in rows]
+
+
+def calibration_networks(
+    table: CostTable, space: SearchSpace, k: int, seed: int = 0
+) -> list[Subnet]:
+    """k networks worth measuring: random ones, spread evenly from cheap to dear.
+
+    Raises:
+        InvalidArgumentError: k below 1.
+    """
+    if k < 1:
+        raise InvalidArgumentError(f"k={k}: at least one network is measured")
+    rng = np.random.default_rng([seed, 21])
+    compiled = table.compile(space)
+    rows = compiled.repair(space.sample(50 * k, rng), rng)
+    rows = rows[np.argsort(compiled(rows)[:, 0], kind="stable")]
+    places = (np.arange(k) + 0.5) / k * len(rows)
+    return [space.decode(rows[int(place)]) for place in places]
+
+
+def correct(
+    table: CostTable, device: Device, subnets: Iterable[Subnet], *, report: Report | None = None
+) -> CostTable:
+    """The table corrected by what the device takes for a few whole networks.
+
+    Raises:
+        MissingCostError: The device runs no whole networks.
+    """
+    subnets = list(subnets)
+    measured = [m.latency_ms for m in device.measure(subnets, report=report)]
+    summed = [table.network_cost(subnet.layers())[0] for subnet in subnets]
+    return table.corrected(fit_correction(summed, measured))

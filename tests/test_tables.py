@@ -1,0 +1,323 @@
+"""Cost tables as files, checked, compared, corrected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import apq_optuna as apq
+from apq_optuna.errors import CostTableError, InvalidArgumentError
+from apq_optuna.hardware import (
+    CostTable,
+    bitfusion,
+    bitserial,
+    check_table,
+    fit_correction,
+)
+from apq_optuna.hardware.compare import compare_tables, layer_costs
+from apq_optuna.hardware.device import needed_entries
+from apq_optuna.hardware.files import write_template
+from apq_optuna.space import ConvLayer
+
+SPACE = apq.SearchSpace.preset("digits")
+ODD = ConvLayer(6, 12, (20, 12), (3, 5), (2, 1), (1, 2), 3, (1, 2))
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv"])
+def test_tables_come_back_whole(tmp_path: Path, digits_costs: CostTable, name: str) -> None:
+    entries = dict(digits_costs.entries) | {(ODD, 4, 32): (0.1 + 0.2, 1e-300)}
+    table = CostTable(
+        entries, device="my, board", provenance={"by": ["me", 1]}, partial=True,
+        spreads={(ODD, 4, 32): 0.01}, overhead=(-0.125, 0.5),
+    )  # fmt: skip
+    again = CostTable.load(table.save(tmp_path / name))
+    for attribute in ("entries", "device", "provenance", "partial", "spreads", "overhead"):
+        assert getattr(again, attribute) == getattr(table, attribute), attribute
+    assert again.digest == table.digest
+    text = (tmp_path / name).read_text().splitlines()
+    assert sum("12" in line and "20" in line for line in text) >= 1
+    assert len(text) > len(entries)  # an entry a line
+
+
+def test_a_table_written_by_hand_needs_few_columns(tmp_path: Path) -> None:
+    path = tmp_path / "board.csv"
+    path.write_text(
+        "# measured with a stopwatch\n\n# device: my board\n"
+        "in_channels,out_channels,input_size,kernel_size,w_bits,a_bits,latency_ms\n"
+        "8,16,8,1,8,8,0.5\n8, 16, 8x4, 3x5, 8, 8, 0.25\n,,,,,,\n"
+    )
+    table = CostTable.load(path)
+    assert table.device == "my board" and table.metric_names == ("latency_ms",)
+    assert table.entries == {
+        (ConvLayer(8, 16, 8, 1, 1, 0, 1), 8, 8): (0.5, None),
+        (ConvLayer(8, 16, (8, 4), (3, 5), 1, (1, 2), 1), 8, 8): (0.25, None),
+    }
+
+
+HEAD = "in_channels,out_channels,input_size,kernel_size,groups,w_bits,a_bits,latency_ms,energy_mj"
+ROW = "8,16,8,1,1,8,8,0.5,0.1"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([HEAD.replace("latency_ms", "latency"), ROW],
+         r"line 1: column 'latency': costs are in ms, and their column says so: 'latency_ms'"),
+        ([HEAD.replace("energy_mj", "energy_uj"), ROW], r"line 1: column 'energy_uj': .* in mJ"),
+        ([HEAD, ROW, ROW.replace("0.5", "-0.5")], r"line 3: latency_ms=-0.5: costs are finite"),
+        ([HEAD, ROW.replace("0.1", "nan")], r"line 2: energy_mj=nan: costs are finite"),
+        ([HEAD, "# a remark", ROW, "", ROW], r"line 5: repeats line 3: convolution 8->16"),
+        ([HEAD, ROW, "16,16,8,1,1,8,8,0.5,"], r"line 3: has no energy, but other rows do"),
+        ([HEAD, "16,16,8,1,1,8,8,0.5,", ROW], r"line 2: has no energy, but other rows do"),
+        ([HEAD, ROW.replace("0.5", "")], r"line 2: latency_ms is empty"),
+        ([HEAD, ROW.replace("0.5", "0,5")], r"line 2: has 10 cells for 9 columns"),
+        ([HEAD, ROW.replace("0.5", "fast")], r"line 2: latency_ms='fast': a number is expected"),
+        ([HEAD, "8,16,8,1,1,8.5,8,0.5,0.1"], r"line 2: w_bits='8.5': a whole number is expected"),
+        ([HEAD, "8,16,8by8,1,1,8,8,0.5,1"], r"line 2: input_size='8by8': .* HEIGHTxWIDTH"),
+        ([HEAD, "8,16,8,1,3,8,8,0.5,0.1"], r"line 2: groups=3 does not divide the channels"),
+        ([HEAD, "8,16,8,1,1,9,8,0.5,0.1"], r"line 2: w_bits=9: bit-widths are 1 to 8, and 32"),
+        ([HEAD, "0,16,8,1,1,8,8,0.5,0.1"], r"line 2: in_channels=0: at least 1"),
+        ([HEAD.replace("groups", "grups"), ROW], r"line 1: column 'grups' is unknown; allowed"),
+        ([HEAD + ",groups", ROW + ",1"], r"line 1: a column is named twice"),
+        ([ROW, ROW], r"line 1: column '8' is unknown"),
+        (["w_bits,a_bits,latency_ms", "8,8,1"], r"line 1: .*\['in_channels'.* are missing"),
+        (["# schema: 9", HEAD, ROW], r"line 1: schema: '9' is not valid: expected 1"),
+        (["# provenance: {", HEAD, ROW], r"line 1: provenance: .* is not valid"),
+        ([HEAD], r"has no entries"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named_with_their_line(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    path = tmp_path / "board.csv"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CostTableError, match=f"board.csv.*{message}"):
+        CostTable.load(path)
+
+
+def test_lines_of_a_json_file_are_named(tmp_path: Path, digits_costs: CostTable) -> None:
+    path = digits_costs.save(tmp_path / "t.json")
+    lines = path.read_text().splitlines()
+    line = next(i for i, text in enumerate(lines) if '"in_channels"' in text) + 7
+    row = json.loads(lines[line].rstrip(","))
+    lines[line] = json.dumps(row | {"latency": -3.0}) + ","
+    path.write_text("\n".join(lines))
+    with pytest.raises(CostTableError, match=rf"line {line + 1} \(entry 7\): latency_ms=-3.0"):
+        CostTable.load(path)
+    lines[line] = lines[line - 1]
+    path.write_text("\n".join(lines))
+    with pytest.raises(CostTableError, match=rf"line {line + 1} \(entry 7\): repeats line"):
+        CostTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.replace('"latency": 0.5', '"latency": -0.5'), r"line 2, '\(8, .*=-0.5"),
+        (lambda t: t.replace('"latency": 0.5, ', ""), r"line 2, .*KeyError\('latency'\)"),
+        (lambda t: t.replace("(16,", "(8,"), r"line 3: repeats \"\(8, 16"),
+        (lambda t: t.replace("W8A8", "WxA8", 1), r"line 2, .* is not valid"),
+    ],
+)
+def test_the_published_dictionary_is_checked(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    text = (
+        '{\n"(8, 16, 8, 1, 1, 0, 1)-W8A8": {"latency": 0.5, "energy": 0.1},\n'
+        '"(16, 16, 8, 1, 1, 0, 1)-W8A8": {"latency": 0.25, "energy": 0.2}\n}\n'
+    )
+    path = tmp_path / "published.json"
+    path.write_text(text)
+    assert len(CostTable.load(path).entries) == 2
+    path.write_text(change(text))
+    with pytest.raises(CostTableError, match=message):
+        CostTable.load(path)
+
+
+def test_the_template_filled_in_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "board.csv"
+    rows = write_template(path, needed_entries(SPACE, (8,)))
+    with pytest.raises(CostTableError, match="latency_ms is empty"):
+        CostTable.load(path)
+    head, *lines = [t for t in path.read_text().splitlines() if not t.startswith("#")]
+    assert len(lines) == rows
+    filled = [head.removesuffix(",energy_mj")]
+    filled += [line.removesuffix(",,") + f",{0.01 * (i + 1)}" for i, line in enumerate(lines)]
+    path.write_text("\n".join(filled))
+    table = CostTable.load(path)
+    check = check_table(table, SPACE)
+    assert check.usable and len(table.entries) == rows
+    assert any("W2A2" in note for note in check.notes)  # only 8 bits are there
+
+
+# ---------------------------------------------------------------------- check
+
+
+def test_the_tables_of_our_devices_pass(digits_costs: CostTable) -> None:
+    for table in (digits_costs, bitserial().table(SPACE)):
+        check = check_table(table, SPACE)
+        assert check.usable and not check.errors
+        assert check.covered == check.needed > 0
+
+
+def test_what_a_space_lacks_is_counted_and_named(digits_costs: CostTable) -> None:
+    layer = ConvLayer(16, 24, 8, 1, 1, 0, 1)
+    without = {k: v for k, v in digits_costs.entries.items() if k[0] != layer}
+    assert len(without) < len(digits_costs.entries)
+    check = check_table(CostTable(without, device="d"), SPACE)
+    assert not check.usable
+    assert "searched layers are in no entry: convolution 16->24" in str(check)
+    assert "cannot be searched" in str(check)
+    stem = {k: v for k, v in digits_costs.entries.items() if k[0].in_channels != 1}
+    assert "fixed layers are in no entry: stem" in str(check_table(CostTable(stem, device="d"),
+                                                                  SPACE))  # fmt: skip
+    wrong = check_table(digits_costs, apq.SearchSpace.preset("cifar10"))
+    assert not wrong.usable and "entries are of layers that the space does not have" in str(wrong)
+
+
+def changed(table: CostTable, factor: Callable[[ConvLayer, int, int], float]) -> CostTable:
+    entries = {key: (ms * factor(*key), None) for key, (ms, _) in table.entries.items()}
+    return CostTable(entries, device="d")
+
+
+def test_oddities_are_found(digits_costs: CostTable) -> None:
+    width = sorted({k.in_channels for k, _, _ in digits_costs.entries if k.depthwise})[2]
+
+    def slip(layer: ConvLayer, w: int, a: int) -> float:
+        hit = layer.depthwise and layer.in_channels == width and (w, a) == (8, 8)
+        return 100.0 if hit else 1.0
+
+    text = str(check_table(changed(digits_costs, slip), SPACE))
+    assert f"entries are far from both their neighbours in channels: depthwise {width}->" in text
+    assert "more channels cost less in" in text
+    text = str(check_table(changed(digits_costs, lambda *_: 1e-6), SPACE))
+    assert "is the unit ms?" in text
+    text = str(check_table(changed(digits_costs, lambda _, w, a: 0.0 if w == 2 else 1.0), SPACE))
+    assert "latency_ms is 0 in" in text
+    text = str(check_table(changed(digits_costs, lambda _, w, a: 10.0 / w / a), SPACE))
+    assert "more bits cost less in" in text
+    same = {k: (digits_costs.entries[k[0], 8, 8][0], None) for k in digits_costs.entries}
+    assert "2 bits cost what 4 do (median x1.00)" in str(
+        check_table(CostTable(same, device="d"), SPACE)
+    )
+
+
+# ---------------------------------------------------------------------- free bits
+
+
+def test_bits_that_cost_nothing_are_widened(digits_costs: CostTable) -> None:
+    coarse = {
+        (layer, w, a): digits_costs.entries[layer, 8 if w > 4 else 4, 8 if a > 4 else 4]
+        for layer, w, a in digits_costs.entries
+    }
+    compiled = CostTable(coarse, device="d").compile(SPACE)
+    rows = SPACE.sample(500, np.random.default_rng(0))
+    wide = SPACE.canonical(compiled.widen(rows))
+    np.testing.assert_array_equal(compiled(wide), compiled(rows))
+    columns = [c for c, d in enumerate(SPACE.decisions) if d.quantization]
+    active = SPACE.active(rows)[:, columns]
+    bits = np.array([2, 4, 6, 8])
+    before, after = bits[rows[:, columns]], bits[wide[:, columns]]
+    np.testing.assert_array_equal(np.where(before > 4, 8, 4)[active], after[active])
+    others = [c for c, d in enumerate(SPACE.decisions) if not d.quantization]
+    np.testing.assert_array_equal(rows[:, others], wide[:, others])
+    assert not digits_costs.compile(SPACE).has_free_bits
+
+
+# ---------------------------------------------------------------------- correction
+
+
+def test_the_overhead_counts_once_a_network(digits_costs: CostTable) -> None:
+    table = replace_overhead(digits_costs, (0.25, 0.5))
+    rows = SPACE.sample(20, np.random.default_rng(0))
+    plain, more = digits_costs.compile(SPACE), table.compile(SPACE)
+    np.testing.assert_allclose(more(rows), plain(rows) + np.array([0.25, 0.5]))
+    np.testing.assert_allclose(more.minima, plain.minima + np.array([0.25, 0.5]))
+    subnet = SPACE.decode(rows[0])
+    assert table.network_cost(subnet.layers()) == pytest.approx(more(rows[:1])[0])
+    assert table.digest != digits_costs.digest
+
+
+def replace_overhead(table: CostTable, overhead: tuple[float, float]) -> CostTable:
+    return CostTable(table.entries, device=table.device, overhead=overhead)
+
+
+def test_the_correction_finds_scale_and_overhead() -> None:
+    x = np.linspace(0.2, 2.0, 10)
+    found = fit_correction(x, 1.2 * x + 0.05)
+    assert found.scale == pytest.approx(1.2, abs=0.02)
+    assert found.overhead_ms == pytest.approx(0.05, abs=0.02)
+    assert found.error < 0.01 and found.networks == 10
+    np.testing.assert_allclose(found(x), 1.2 * x + 0.05, rtol=0.02)
+
+
+def test_three_alike_networks_do_not_make_the_overhead_wild() -> None:
+    found = fit_correction([1.0, 1.01, 1.02], [1.30, 1.24, 1.27])
+    assert abs(found.overhead_ms) < 0.2
+    assert found(np.array([0.3, 3.0])) == pytest.approx([0.38, 3.8], rel=0.2)
+
+
+def test_a_corrected_table_predicts_the_measured(digits_costs: CostTable) -> None:
+    found = fit_correction([1.0, 2.0], [2.1, 4.1])
+    table = digits_costs.corrected(found)
+    rows = SPACE.sample(5, np.random.default_rng(0))
+    plain, now = digits_costs.compile(SPACE)(rows), table.compile(SPACE)(rows)
+    np.testing.assert_allclose(now[:, 0], found(plain[:, 0]))
+    np.testing.assert_allclose(now[:, 1], plain[:, 1])
+    assert table.provenance["correction"]["networks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("summed", "measured"), [([], []), ([1.0], [1.0, 2.0]), ([0.0], [1.0]), ([1.0], [np.nan])]
+)
+def test_corrections_need_latencies(summed: list[float], measured: list[float]) -> None:
+    with pytest.raises(InvalidArgumentError):
+        fit_correction(summed, measured)
+
+
+# ---------------------------------------------------------------------- compare and show
+
+
+def test_a_device_agrees_with_itself(digits_costs: CostTable) -> None:
+    found = compare_tables((digits_costs, digits_costs), SPACE, 50)
+    assert found.rank_correlation == pytest.approx(1.0)
+    np.testing.assert_array_equal(found.latencies[0], found.latencies[1])
+    np.testing.assert_allclose(found.shares.sum(axis=1), 1.0)
+    assert "rank correlation of 50 random networks: 1.000" in str(found)
+
+
+def test_two_devices_differ_and_say_in_what(digits_costs: CostTable) -> None:
+    serial = bitserial().table(SPACE)
+    found = compare_tables((digits_costs, serial), SPACE, 300)
+    assert 0 < found.rank_correlation < 1
+    assert found.bits == (2, 8)
+    assert found.bit_gain[1, 1] < 0.5  # linear in every bit
+    only_8 = {k: v for k, v in serial.entries.items() if k[1:] == (8, 8)}
+    both = compare_tables((digits_costs, CostTable(only_8, device="o")), SPACE, 100)
+    assert both.latencies.shape == (2, 100) and (both.mean_bits == 8).all()
+
+
+def test_a_layer_is_priced_over_channels_and_bits(digits_costs: CostTable) -> None:
+    name = "stage2.block2.depthwise"
+    table = layer_costs(digits_costs, SPACE, name)
+    finer = layer_costs(bitfusion(), SPACE, name, kernel=3)
+    assert table.channels.tolist() == [24, 32, 40, 48, 56, 64, 72]
+    assert finer.channels.tolist() == list(range(24, 73))
+    assert table.costs.shape == (4, 4, 7, 2) and np.isfinite(table.costs).all()
+    layer = ConvLayer(40, 40, 4, 5, 1, 2, 40)
+    assert table.costs[1, 3, 2] == pytest.approx(digits_costs.entries[layer, 4, 8])
+    layer = replace(layer, kernel_size=3, padding=1)
+    assert finer.costs[1, 3, 16] == pytest.approx(bitfusion().cost(layer, 4, 8))
+    serial = layer_costs(bitserial(), SPACE, "stage1.block1.project")
+    assert serial.metric_names == ("latency_ms",) and serial.costs.shape[-1] == 1
+    with pytest.raises(
+        InvalidArgumentError, match=r"layer='stem': choose from stage1\.block1\.ex"
+    ):
+        layer_costs(digits_costs, SPACE, "stem")
+    with pytest.raises(InvalidArgumentError, match=r"kernel=7: .* has \[3, 5\]"):
+        layer_costs(digits_costs, SPACE, name, kernel=7)
