@@ -131,6 +131,36 @@ def calibration_figure(summary: StudySummary) -> go.Figure | None:
     return layout(figure, f"Predictor: {inside:.0%} of {len(measured)} trials inside 95 %", 420)
 
 
+def latency_figure(summary: StudySummary) -> go.Figure | None:
+    """Whole networks run for real against the table's sums; None where no trial was run."""
+    names = ("table_latency_ms", "measured_latency_ms", "measured_spread_ms")
+    kept = [
+        (number, *(float(trial.user_attrs[name]) for name in names))
+        for number, trial in zip(summary.numbers, summary.trials, strict=True)
+        if all(name in trial.user_attrs for name in names)
+    ]
+    if not kept:
+        return None
+    numbers, table, measured, spread = (np.array(column) for column in zip(*kept, strict=True))
+    error = float(np.abs(table / measured - 1).mean())
+    figure = go.Figure()
+    ends = [float(min(table.min(), measured.min())), float(max(table.max(), measured.max()))]
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": RUNNING, "dash": "dot"}, name="equal",
+        hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=table, y=measured, mode="markers", marker={"color": FRONT, "size": 7},
+        error_y={"array": spread, "color": DOMINATED, "thickness": 1}, name="network, spread",
+        text=[f"trial {n}" for n in numbers],
+        hovertemplate="%{text}: table %{x:.4g} ms, measured %{y:.4g} ms<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text="latency from the table (ms)")
+    figure.update_yaxes(title_text="measured on the device (ms)")
+    title = f"Latency of {len(kept)} whole networks: the table is off by {error:.1%} on average"
+    return layout(figure, title, 420)
+
+
 def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     """Channels and bits of one network, layer by layer.
 

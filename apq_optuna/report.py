@@ -124,6 +124,9 @@ def study_figures(
     calibration = plots.calibration_figure(summary)
     if calibration is not None:
         figures["calibration"] = calibration
+    latency = plots.latency_figure(summary)
+    if latency is not None:
+        figures["latency"] = latency
     networks = front_subnets(summary, space)
     if networks:
         figures["front-networks"] = plots.policy_figure(summary, networks)

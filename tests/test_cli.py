@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+from functools import partial
 from pathlib import Path
 
 import optuna
 import pytest
 
 from apq_optuna.cli import main
+from apq_optuna.hardware import CPU, DEVICES, CostTable
 
 COMMANDS = ("quickstart", "train", "collect", "search", "report", "finetune", "hardware")
+ACTIONS = ("list", "build", "check", "show", "compare", "price")
 
 
 def test_the_whole_job(
@@ -50,6 +54,25 @@ def test_the_whole_job(
     assert "test 0." in out
     assert main(["search", *run, "--study", "second", "--source-study", "search", "--trials", "2",
                  "--steps", "1", "--images", "50", "--no-baselines"]) == 0  # fmt: skip
+    assert main(["search", *run, "--predict-only", "--hardware", "bitserial",
+                 "--max-latency-ms", "0.03", "--enqueue", "2"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "predicted front on bitserial with latency_ms <= 0.03" in out
+    assert re.search(r"[\d.]+ s from the command to this front; nothing was trained", out)
+    assert "2 of the most accurate networks enqueued in study 'search-bitserial'" in out
+    assert "--study search-bitserial --hardware bitserial --source-study search --trials 2" in out
+    assert Path("run/search-bitserial.html").exists()
+    assert main(["search", *run, "--study", "search-bitserial", "--hardware", "bitserial",
+                 "--source-study", "search", "--trials", "2", "--steps", "1", "--images", "50",
+                 "--no-baselines", "--measure-on", "cpu"]) == 0  # fmt: skip
+    study = optuna.load_study(study_name="search-bitserial", storage="sqlite:///run/apq.db")
+    assert len(study.trials) == 2
+    for trial in study.trials:
+        assert trial.params == trial.system_attrs["fixed_params"]
+        assert trial.values[1] <= 0.03 and "expected_mean" in trial.user_attrs
+        assert trial.user_attrs["measured_latency_ms"] > 0
+    assert "Latency of 2 whole networks" in Path("run/search-bitserial.html").read_text()
+    capsys.readouterr()
     assert main(["collect", *run, "--storage", "sqlite:///other.db", "--import", "p.npz"]) == 0
     assert "imported 60 pairs" in capsys.readouterr().out
 
@@ -96,7 +119,9 @@ def test_a_search_in_which_nothing_works_gives_up(
     )
 
 
-@pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS), ("hardware", "build")])
+@pytest.mark.parametrize(
+    "command", [(), *((c,) for c in COMMANDS), *(("hardware", a) for a in ACTIONS)]
+)
 def test_help_teaches(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -108,14 +133,56 @@ def test_help_teaches(command: tuple[str, ...], capsys: pytest.CaptureFixture[st
         assert f"example:\n  apq-optuna {command[0]}" in text
 
 
-def test_hardware_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hardware_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = ["--preset", "digits"]
     assert main(["hardware", "list"]) == 0
-    assert "bitfusion-small" in capsys.readouterr().out
-    table = str(tmp_path / "table.json")
-    assert main(["hardware", "build", "--preset", "digits", "--out", table]) == 0
-    assert "entries in" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("bitfusion-small", "bitserial", "cpu", "module:name"))
+    build = ["hardware", "build", *digits]
+    assert main([*build, "--out", "b.json", "--device", "bitfusion-small"]) == 0
+    assert "hardware check b.json --preset digits" in capsys.readouterr().out
+    assert main([*build, "--out", "s.csv", "--device", "bitserial", "--set", "batch=4"]) == 0
+    assert CostTable.load("s.csv").provenance["parameters"]["batch"] == 4
+    capsys.readouterr()
+    assert main(["hardware", "check", "b.json", *digits]) == 0
+    out = capsys.readouterr().out
+    assert "entries of 'bitfusion-small', latency_ms, energy_mj" in out
+    assert re.search(r"coverage: (\d+) of \1 searched entries", out)
+    assert main(["hardware", "check", "b.json", "--preset", "cifar10"]) == 1
+    assert "error: " in capsys.readouterr().out
+    assert main(["hardware", "compare", "b.json", "bitserial", *digits, "--networks", "50"]) == 0
+    assert "rank correlation of 50 random networks" in capsys.readouterr().out
+    assert Path("bitfusion-small-bitserial.html").exists()
+    show = ["hardware", "show", "s.csv", *digits, "--layer", "stage1.block1.expand"]
+    assert main([*show, "--out", "p/layer.html"]) == 0
+    assert "stage1.block1.expand on bitserial" in Path("p/layer.html").read_text()
+    assert main(["hardware", "show", "bitfusion", *digits]) == 0
+    assert Path("bitfusion-stage3.block1.depthwise.html").exists()
     assert main(["hardware", "price", "--model", "resnet18", "--image-size", "64"]) == 0
     assert re.search(r"resnet18, 21 layers, W8A8 on bitfusion: [\d.]+ ms", capsys.readouterr().out)
+
+
+def test_the_cpu_as_hardware_is_measured_once_a_run(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    quick = partial(CPU, rounds=2, repeats=3)
+    monkeypatch.setitem(DEVICES, "cpu", quick)
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    command = ["search", "--run", str(run), "--hardware", "cpu", "--steps", "1", "--images", "50",
+               "--no-baselines", "--trials"]  # fmt: skip
+    assert main([*command, "1"]) == 0
+    assert "corrected by 5 whole networks" in capsys.readouterr().out
+    assert main([*command, "2"]) == 0
+    assert f"costs of cpu: measured before, in {run}/hardware-cpu.json" in capsys.readouterr().out
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{run}/apq.db")
+    for trial in study.trials:  # bits that cost nothing are not given away
+        assert {v for k, v in trial.params.items() if k.endswith("_bits")} == {8}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +207,23 @@ def test_hardware_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["report", "--run", "nowhere"], "--run nowhere has no study yet: there is no apq.db"),
         (["hardware", "price", "--model", "nonet"], "--model 'nonet'"),
         (["hardware", "build", "--out", "t.json"], "give either --preset or --run"),
+        (["hardware", "build", "--preset", "digits", "--out", "t.txt"], "name it .json or .csv"),
+        (
+            ["hardware", "build", "--preset", "digits", "--out", "t.csv", "--set", "rows"],
+            "--set 'rows': write NAME=VALUE",
+        ),
+        (
+            ["hardware", "build", "--preset", "digits", "--out", "t.csv", "--networks", "3"],
+            "'bitfusion' runs no whole networks",
+        ),
+        (["hardware", "check", "none.csv", "--preset", "digits"], "no cost table none.csv"),
+        (["hardware", "compare", "bitfusion", "x", "--preset", "digits"], "device='x' is unknown"),
+        (["search", "--run", "RUN", "--enqueue", "3"], "--enqueue and --into go with --predict"),
+        (
+            ["search", "--run", "RUN", "--predict-only", "--storage", "sqlite:///new.db"],
+            "--study 'search' is not in sqlite:///new.db",
+        ),
+        (["search", "--run", "RUN", "--measure-on", "bitfusion"], "runs no whole networks"),
     ],
 )
 def test_bad_input_is_one_line(
