@@ -31,6 +31,7 @@ _HOMES = {
     "load_data": "data",
     "load_network": "quantization",
     "open_storage": "storage",
+    "predicted_front": "prediction",
     "train_supernet": "supernet",
 }
 _MODULES = (
@@ -65,6 +66,7 @@ __all__ = [
     "load_data",
     "load_network",
     "open_storage",
+    "predicted_front",
     "train_supernet",
 ]
 
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from apq_optuna.hardware import CostTable, layers_of
     from apq_optuna.objective import Objective
     from apq_optuna.pairs import PairStore
+    from apq_optuna.prediction import predicted_front
     from apq_optuna.predictor import AccuracyPredictor
     from apq_optuna.quantization import FinetuneOptions, load_network
     from apq_optuna.report import ParetoReport

@@ -144,7 +144,9 @@ def networks_figure(networks: Sequence[tuple[str, Subnet]]) -> go.Figure:
             showticklabels=True, row=row, col=1,
         )  # fmt: skip
     title = "Left bar pointwise, right bar depthwise: weight/activation bits, kernel"
-    return layout(figure, title, 110 + 250 * len(networks))
+    layout(figure, title, 130 + 250 * len(networks))
+    figure.update_layout(margin={"t": 100})
+    return figure
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:

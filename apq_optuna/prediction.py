@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 
 from apq_optuna._optuna import set_study_attribute
+from apq_optuna._text import aligned
 from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError, StudyMismatchError
 from apq_optuna.hardware import CostTable
 from apq_optuna.history import History
@@ -80,11 +81,7 @@ class PredictedFront:
                     f"{subnet.macs / 1e6:.2f}", str(len(subnet.blocks)), f"{np.mean(bits):.2f}",
                 ]
             )  # fmt: skip
-        widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in rows
-        )
+        return aligned(rows)
 
     def enqueue(self, study: Study, n: int) -> int:
         """Enqueues the n most accurate networks as trials of a study; returns how many are new.

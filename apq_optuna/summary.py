@@ -10,6 +10,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from apq_optuna._optuna import trials_of
+from apq_optuna._text import aligned
 from apq_optuna.errors import StudyMismatchError
 from apq_optuna.search import hypervolume, nondominated
 
@@ -90,11 +91,7 @@ class StudySummary:
                     f"{np.mean(bits):.2f}" if bits else "",
                 ]
             )
-        widths = [max(len(row[c]) for row in rows) for c in range(len(header))]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-            for row in rows
-        )
+        return aligned(rows)
 
 
 def summarise(study: Study) -> StudySummary:

@@ -1,17 +1,19 @@
-"""BitFusion against the published table, and the speed of tables.
+"""BitFusion against the published table, and the speed and memory of tables.
 
 python benchmarks/hardware.py --published PATH/bitfusion_imagenet_b1.json
 """
 
 import argparse
+import resource
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 from _machine import best_of, describe
 
 from apq_optuna._torchvision import models
-from apq_optuna.hardware import CostTable, bitfusion, layers_of
+from apq_optuna.hardware import CostTable, bitfusion, bitserial, cpu, layers_of
 from apq_optuna.space import SearchSpace
 
 parser = argparse.ArgumentParser(
@@ -35,11 +37,16 @@ if arguments.published:
     )
 
 space = SearchSpace.preset("imagenet")
+started = time.perf_counter()
 built = bitfusion().table(space)
+first = time.perf_counter() - started
 seconds, median = best_of(lambda: bitfusion().table(space))
 print(
-    f"table of the paper's space: {len(built.entries)} entries in {seconds:.3f} s ({median:.3f})"
+    f"table of the paper's space ({len(space.decisions)} decisions): {len(built.entries)} entries "
+    f"in {seconds:.3f} s (median {median:.3f}, the first {first:.3f})"
 )
+serial, _ = best_of(lambda: bitserial().table(space))
+print(f"the bit-serial array's: {serial:.3f} s")
 compiled = built.compile(space)
 seconds, median = best_of(lambda: built.compile(space))
 print(f"compiled in {seconds * 1e3:.0f} ms (median {median * 1e3:.0f})")
@@ -49,6 +56,23 @@ print(
     f"50,000 genotypes priced in {seconds * 1e3:.1f} ms (median {median * 1e3:.1f}); "
     f"{50_000 / seconds / rate:.0f} a second for each GFLOP/s of GEMM"
 )
-layers = layers_of(models.mobilenet_v2(), (3, 224, 224))
-ms, mj = bitfusion().network_cost(layers, 8, 8)
-print(f"torchvision mobilenet_v2, {len(layers)} layers, W8A8, 224x224: {ms:.4f} ms, {mj:.4f} mJ")
+for what, run in (
+    ("the table", lambda: bitfusion().table(space)),
+    ("compiling it", lambda: built.compile(space)),
+    ("pricing 50,000", lambda: compiled(genotypes)),
+):
+    tracemalloc.start()
+    run()
+    print(f"peak memory of {what}: {tracemalloc.get_traced_memory()[1] / 2**20:.1f} MiB")
+    tracemalloc.stop()
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+print(f"peak memory of this process, torch included: {peak:.0f} MiB")
+for name in ("mobilenet_v2", "resnet18", "mobilenet_v3_large"):
+    layers = layers_of(models.get_model(name, weights=None), (3, 224, 224))
+    ms, mj = bitfusion().network_cost(layers, 8, 8)
+    cycles = sum(bitserial().cycles(layer, 8, 8) for layer in layers)
+    measured, _ = cpu().network_cost(layers, 8, 8)
+    print(
+        f"torchvision {name}, {len(layers)} layers, W8A8, 224x224: BitFusion {ms:.4f} ms, "
+        f"{mj:.4f} mJ; bit-serial {cycles:,} cycles; this CPU, layers summed, {measured:.3f} ms"
+    )

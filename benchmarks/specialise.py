@@ -62,7 +62,7 @@ for name in ("bitfusion", "bitserial", "cpu"):
 rows = space.sample(2000, np.random.default_rng(0))
 budgets = {name: float(np.median(t.compile(space)(rows)[:, 0])) for name, t in tables.items()}
 
-best: dict[str, tuple[float, float, apq.Subnet]] = {}
+best: dict[str, tuple[float, float, apq.Subnet, dict[str, int]]] = {}
 accuracies: dict[int, float] = {}
 for name, table in tables.items():
     started, found = time.perf_counter(), {}
@@ -70,11 +70,11 @@ for name, table in tables.items():
         front = predicted_front(
             study, space, table, source=store, budgets={"latency_ms": budgets[name]}, seed=seed
         )
-        subnets = front.subnets()[: arguments.top]
-        for subnet, expected in zip(subnets, front.accuracy.tolist(), strict=False):
-            found[genotype_seed(subnet)] = (expected, subnet)
+        for i, subnet in enumerate(front.subnets()[: arguments.top]):
+            params = space.to_params(front.genotypes[i])
+            found[genotype_seed(subnet)] = (float(front.accuracy[i]), subnet, params)
     predicted = time.perf_counter() - started
-    for key, (_, subnet) in found.items():
+    for key, (_, subnet, _) in found.items():
         if key not in accuracies:
             accuracies[key] = objective.measure(subnet)[0]
     key = max(found, key=lambda key: accuracies[key])
@@ -92,7 +92,7 @@ shares = priced / np.array([budgets[d] for d in names])
 print(f"\n{'network for':>12}  accuracy  MMACs  bits   " + "   ".join(f"on {d:>9}" for d in names))
 titles = []
 for i, name in enumerate(names):
-    accuracy, _, subnet = best[name]
+    accuracy, _, subnet, _ = best[name]
     bits = np.mean(
         [
             (b.pw_w_bits, b.pw_a_bits, b.dw_w_bits, b.dw_a_bits)
@@ -112,6 +112,7 @@ arguments.out.with_suffix(".json").write_text(
             "budgets_ms": budgets,
             "latencies_ms": priced.tolist(),
             "accuracies": {name: best[name][0] for name in names},
+            "networks": {name: best[name][3] for name in names},
             "measured": len(accuracies),
         },
         indent=1,

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "apq_optuna"
 
 FLOORS = {
-    "errors": 0, "_torchvision": 0, "_files": 0, "_optuna": 0,
+    "errors": 0, "_torchvision": 0, "_files": 0, "_text": 0, "_optuna": 0,
     "space": 1, "predictor": 1, "data": 1,
     "search": 2, "pairs": 2, "storage": 2, "hardware": 2, "quantization": 2, "supernet": 2,
     "sampler": 3, "proposals": 3, "surrogate": 3, "known": 3, "filling": 3, "sources": 3,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -66,10 +67,12 @@ def build_table(
     spreads: dict[Key, float] = {}
     for layer, pairs in needed.items():
         for w, a in pairs:
-            rounds = [found[turn, layer, *device.executes(w, a)] for turn in range(device.rounds)]
-            entries[layer, w, a], spread = _summary(rounds)
-            if device.rounds > 1:
-                spreads[layer, w, a] = spread
+            run = device.executes(w, a)
+            if device.rounds == 1:
+                entries[layer, w, a] = found[0, layer, *run]
+                continue
+            rounds = [found[turn, layer, *run] for turn in range(device.rounds)]
+            entries[layer, w, a], spreads[layer, w, a] = _summary(rounds)
     made = {"created": datetime.date.today().isoformat(), "space": space.hash}
     table = CostTable(
         entries, device=device.name, provenance=device.provenance() | made, spreads=spreads
@@ -141,9 +144,9 @@ def _journal(
             if isinstance(error, CostTableError):
                 raise
             raise CostTableError(f"{path} is not the journal of a table: {error}") from error
-    with path.open("r+" if path.exists() else "w") as file:
-        file.truncate(len(whole) + 1 if lines else 0)
-        file.seek(0, 2)
+    if path.exists():
+        os.truncate(path, len(whole) + 1 if lines else 0)
+    with path.open("a") as file:
         if not lines:
             file.write(json.dumps(about) + "\n")
         yield file

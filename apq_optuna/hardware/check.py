@@ -169,6 +169,8 @@ def _compare(
             f"{layer_name(*small)} to {layer_name(*large)} (x{ratio:.2f})"
         )
         common = len(cheaper) > 0.05 * compared
+        if common:
+            text += "; real devices do that at some widths: look with `hardware show`"
         (check.warnings if common else check.notes).append(text)
 
 

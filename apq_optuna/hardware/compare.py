@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from apq_optuna._text import aligned
 from apq_optuna.errors import CostTableError, InvalidArgumentError
 from apq_optuna.hardware.device import Device, searched_layers, space_bits
 from apq_optuna.hardware.table import CostTable
@@ -60,17 +61,9 @@ class Comparison:
         for j, kind in enumerate(("depthwise", "other")):
             label = f"{kind} layers, W{low}A{low} / W{high}A{high}"
             rows.append([label, *(f"{value:.2f}" for value in self.bit_gain[:, j])])
-        widths = [max(len(row[c]) for row in rows) for c in range(3)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if c == 0 else cell.rjust(width)
-                for c, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
         n = self.latencies.shape[1]
-        lines.append(f"rank correlation of {n} random networks: {self.rank_correlation:.3f}")
-        return "\n".join(lines)
+        last = f"rank correlation of {n} random networks: {self.rank_correlation:.3f}"
+        return f"{aligned(rows, left=1)}\n{last}"
 
 
 def compare_tables(
