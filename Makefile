@@ -11,7 +11,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/apq-optuna quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

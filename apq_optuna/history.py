@@ -139,6 +139,19 @@ class History:
         return claimed_row(trial, self.space)
 
 
+def spread_factor(snapshot: Snapshot, objective: int) -> float:
+    """By how much proposals were further off than the predictor's spread said.
+
+    Proposals are chosen for being predicted well, so their errors are larger than those of
+    held-out rows. Root mean square of the latest standardised errors, with five that fit.
+    """
+    mean, std = snapshot.predicted.T
+    error = snapshot.values[:, objective] - mean
+    known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
+    squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
+    return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))
+
+
 def claim_of(space: SearchSpace, row: Genotypes) -> dict[str, object]:
     """What a trial's attribute says of the genotype that its worker is about to try."""
     return {"space": space.hash, "row": row.tolist()}

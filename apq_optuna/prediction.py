@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 
-from apq_optuna._optuna import set_study_attribute
+from apq_optuna._optuna import set_study_attribute, study_attribute
 from apq_optuna._text import aligned
 from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError, StudyMismatchError
 from apq_optuna.hardware import CostTable
-from apq_optuna.history import History
+from apq_optuna.history import History, spread_factor
 from apq_optuna.pairs import PairStore
-from apq_optuna.proposals import spread_factor
 from apq_optuna.search import evolve_front
 from apq_optuna.sources import surrogate_of
 from apq_optuna.space import SearchSpace, Subnet
@@ -84,10 +83,35 @@ class PredictedFront:
         return aligned(rows)
 
     def enqueue(self, study: Study, n: int) -> int:
-        """Enqueues the n most accurate networks as trials of a study; returns how many are new.
+        """Enqueues the most accurate networks as trials of a study on this device.
 
         Their predictions go along as the user attributes `expected_mean` and `expected_std`.
+
+        Args:
+            study: Accuracy maximised, then these costs minimised; new, or of the same space.
+            n: How many.
+
+        Returns:
+            How many of them the study did not have yet.
+
+        Raises:
+            StudyMismatchError: The study has other directions, metrics or another space; nothing
+                is enqueued then.
         """
+        names = ["accuracy", *self.metric_names]
+        wanted = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(self.metric_names)]
+        space, stored = self.space.to_dict(), study_attribute(study, "space")
+        for what, theirs, ours in (
+            ("directions", [d.name.lower() for d in study.directions],
+             [d.name.lower() for d in wanted]),
+            ("metrics", study.metric_names or names, names),
+            ("space", SearchSpace.from_dict(stored or space).hash, self.space.hash),
+        ):  # fmt: skip
+            if theirs != ours:
+                raise StudyMismatchError(
+                    f"study {study.study_name!r} has {what} {theirs}, this front {ours}: enqueue "
+                    "into another study"
+                )
         before = len(study.get_trials(deepcopy=False))
         for i in range(min(n, len(self))):
             expected = {
@@ -96,9 +120,10 @@ class PredictedFront:
             }
             params = self.space.to_params(self.genotypes[i])
             study.enqueue_trial(params, user_attrs=expected, skip_if_exists=True)
-        if study.metric_names is None and len(study.directions) == 1 + len(self.metric_names):
-            study.set_metric_names(["accuracy", *self.metric_names])
-        set_study_attribute(study, "space", self.space.to_dict())
+        if study.metric_names is None:
+            study.set_metric_names(names)
+        if stored is None:
+            set_study_attribute(study, "space", space)
         return len(study.get_trials(deepcopy=False)) - before
 
 
@@ -125,10 +150,15 @@ def predicted_front(
         size: Most networks on the front.
         generations: Of the search.
 
+    Returns:
+        The front; its accuracies are predictions, its costs are the table's.
+
     Raises:
-        StudyMismatchError: The study does not maximise accuracy first, is of another space, or has
-            too few trials.
-        InvalidArgumentError: A budget on a metric that the table does not have.
+        StudyMismatchError: The study does not maximise accuracy first, is of another space or
+            supernet than its source, or has too few trials.
+        PairError: fp32 pairs of another space.
+        InvalidArgumentError: A budget on a metric that the table does not have, or another
+            argument that cannot be.
         InfeasibleBudgetError: No network meets the budgets.
         CostTableError: The table lacks layers of the space.
     """
@@ -138,6 +168,8 @@ def predicted_front(
             "maximised, and comes first"
         )
     compiled = costs.compile(space)
+    if size < 2 or generations < 0:
+        raise InvalidArgumentError(f"size={size}, generations={generations}: at least 2 and 0")
     limits = _limits(compiled.metric_names, compiled.minima, budgets or {}, costs.device)
     snapshot = History(space, strict=True).read(study)
     n = len(snapshot.genotypes)
@@ -147,6 +179,7 @@ def predicted_front(
             f"{FEWEST_TRIALS} are needed to predict from"
         )
     sources = [] if source is None else [source] if not isinstance(source, Sequence) else [*source]
+    _check_supernet(study, sources)
     surrogate = surrogate_of(space, sources, name="accuracy", index=0, maximise=True)
     surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, 0]))
 
@@ -182,6 +215,16 @@ def predicted_front(
         n,
         found.evaluated,
     )
+
+
+def _check_supernet(study: Study, sources: Sequence[PairStore | Study]) -> None:
+    measured = (study_attribute(study, "objective") or {}).get("supernet")
+    for store in sources:
+        if isinstance(store, PairStore) and measured not in (None, store.supernet):
+            raise StudyMismatchError(
+                f"study {study.study_name!r} measured subnets of supernet {measured}, the fp32 "
+                f"pairs are of {store.supernet}: give the pairs of the same one"
+            )
 
 
 def _limits(

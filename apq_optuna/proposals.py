@@ -19,7 +19,7 @@ from scipy.special import ndtr
 from apq_optuna.errors import InfeasibleBudgetError
 from apq_optuna.filling import farthest, space_filling
 from apq_optuna.hardware import CompiledCosts
-from apq_optuna.history import History, RowSet, Snapshot
+from apq_optuna.history import History, RowSet, Snapshot, spread_factor
 from apq_optuna.known import KnownObjectives
 from apq_optuna.search import (
     EvolutionOptions,
@@ -392,16 +392,3 @@ class Proposer:
 def continuous(space: SearchSpace) -> bool:
     """Whether some decision is a cell of a range, so that equal rows need not be equal values."""
     return any(decision.grid for decision in space.decisions)
-
-
-def spread_factor(snapshot: Snapshot, objective: int) -> float:
-    """By how much proposals were further off than the predictor's spread said.
-
-    Proposals are chosen for being predicted well, so their errors are larger than those of
-    held-out rows. Root mean square of the latest standardised errors, with five that fit.
-    """
-    mean, std = snapshot.predicted.T
-    error = snapshot.values[:, objective] - mean
-    known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
-    squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
-    return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))

@@ -41,6 +41,8 @@ device = CPU(threads=arguments.threads, pause_s=arguments.pause)
 started = time.perf_counter()
 if arguments.table:
     table = CostTable.load(arguments.table)
+    if "correction" in table.provenance:
+        parser.error(f"{arguments.table} is corrected already; build it with --networks 0")
 else:
     table = device.table(space)
     print(

@@ -85,5 +85,7 @@ def test_what_it_does_not_run_is_an_error() -> None:
         bitserial().cycles(POINTWISE, 8, 32)
     with pytest.raises(CostTableError, match="has no output"):
         bitserial().cycles(ConvLayer(8, 8, 2, 5, 1, 0, 1), 8, 8)
-    with pytest.raises(InvalidArgumentError, match="batch=0: at least 1"):
+    with pytest.raises(InvalidArgumentError, match="batch=0: a whole number, at least 1"):
         bitserial(batch=0)
+    with pytest.raises(InvalidArgumentError, match="frequency_hz=nan: must be positive"):
+        bitserial(frequency_hz=float("nan"))

@@ -181,6 +181,14 @@ def test_the_cpu_as_hardware_is_measured_once_a_run(
     assert main([*command, "2"]) == 0
     assert f"costs of cpu: measured before, in {run}/hardware-cpu.json" in capsys.readouterr().out
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{run}/apq.db")
+    table = CostTable.load(run / "hardware-cpu.json")
+    CostTable(
+        table.entries, device="cpu", provenance=table.provenance | {"processor": "another"}
+    ).save(run / "hardware-cpu.json")
+    assert main([*command, "3"]) == 2  # measured anew: the study's costs were others
+    captured = capsys.readouterr()
+    assert "was measured otherwise (processor 'another'): measuring anew" in captured.out
+    assert "measured under other conditions" in captured.err
     for trial in study.trials:  # bits that cost nothing are not given away
         assert {v for k, v in trial.params.items() if k.endswith("_bits")} == {8}
 
@@ -219,6 +227,37 @@ def test_the_cpu_as_hardware_is_measured_once_a_run(
         (["hardware", "check", "none.csv", "--preset", "digits"], "no cost table none.csv"),
         (["hardware", "compare", "bitfusion", "x", "--preset", "digits"], "device='x' is unknown"),
         (["search", "--run", "RUN", "--enqueue", "3"], "--enqueue and --into go with --predict"),
+        (
+            ["search", "--run", "RUN", "--predict-only", "--enqueue", "0"],
+            "--enqueue 0: at",
+        ),
+        (
+            ["search", "--run", "RUN", "--predict-only", "--into", "x"],
+            "--into goes with",
+        ),
+        (["search", "--run", "RUN", "--predict-only", "--measure-on", "cpu"], "runs no networks"),
+        (
+            ["hardware", "build", "--preset", "digits", "--out", "t.csv", "--networks", "-1"],
+            "--networks -1: cannot be negative",
+        ),
+        (
+            ["hardware", "build", "--preset", "digits", "--out", "t.json", "--template"],
+            "a template is a .csv",
+        ),
+        (
+            [
+                "hardware",
+                "build",
+                "--preset",
+                "digits",
+                "--out",
+                "t.csv",
+                "--template",
+                "--widths",
+                "16",
+            ],
+            "--widths [16]: the space has [2, 4, 6, 8]",
+        ),
         (
             ["search", "--run", "RUN", "--predict-only", "--storage", "sqlite:///new.db"],
             "--study 'search' is not in sqlite:///new.db",

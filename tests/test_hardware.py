@@ -12,8 +12,13 @@ import torch
 from torch import nn
 
 from apq_optuna._torchvision import models
-from apq_optuna.errors import CostTableError, MissingCostError, UnsupportedLayerError
-from apq_optuna.hardware import CostTable, Device, bitfusion, bitfusion_small, layers_of
+from apq_optuna.errors import (
+    CostTableError,
+    InvalidArgumentError,
+    MissingCostError,
+    UnsupportedLayerError,
+)
+from apq_optuna.hardware import CostTable, Device, bitfusion, bitfusion_small, bitserial, layers_of
 from apq_optuna.space import ConvLayer, SearchSpace
 
 
@@ -183,7 +188,8 @@ def test_torchvision_models_are_listed_whole(name: str, count: int, mmacs: float
     layers = layers_of(getattr(models, name)(), (3, 224, 224))
     assert len(layers) == count
     assert sum(layer.macs for layer in layers) / 1e6 == pytest.approx(mmacs, abs=0.1)
-    assert bitfusion().network_cost(layers, 8, 8)[0] > 0
+    for device in (bitfusion(), bitserial()):
+        assert 0 < device.network_cost(layers, 4, 4)[0] < device.network_cost(layers, 8, 8)[0]
 
 
 def test_true_shapes_are_seen() -> None:
@@ -207,8 +213,40 @@ def test_what_computes_and_has_no_price_is_named() -> None:
 
     with pytest.raises(UnsupportedLayerError, match=r"aten::bmm .* has no price"):
         layers_of(Attention(), (3, 8, 8))
+
+    class Gram(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.flatten(1)
+            return rows @ rows.t()
+
+    class Dynamic(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.conv2d(x, x[:, :, :3, :3])
+
+    class Distances(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pdist(x[0].flatten(1))
+
+    for module in (Gram(), Dynamic()):
+        with pytest.raises(UnsupportedLayerError, match="multiplies two activations"):
+            layers_of(module, (3, 8, 8))
+    with pytest.raises(UnsupportedLayerError, match="aten::_pdist_forward"):
+        layers_of(Distances(), (3, 8, 8))
     with pytest.raises(UnsupportedLayerError, match="transposed"):
         layers_of(nn.ConvTranspose2d(3, 4, 2), (3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, -1), (3, 8, 8.0), 5, "888", (4, 8, 8)])
+def test_images_a_model_does_not_take_are_named(shape: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="input_shape="):
+        layers_of(nn.Conv2d(3, 4, 3), shape)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_computed_are_weights() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    assert layers_of(nn.Sequential(nn.Flatten(), layer), (2, 2, 2)) == [
+        ConvLayer(8, 4, 1, 1, 1, 0, 1, linear=True)
+    ]
 
 
 def test_small_array_differs_from_the_published_one() -> None:

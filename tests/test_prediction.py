@@ -7,13 +7,15 @@ import optuna
 import pytest
 
 import apq_optuna as apq
+from apq_optuna._optuna import set_study_attribute
 from apq_optuna.errors import (
     InfeasibleBudgetError,
     InvalidArgumentError,
     StudyMismatchError,
 )
 from apq_optuna.hardware import CostTable, bitserial
-from apq_optuna.prediction import predicted_front
+from apq_optuna.prediction import PredictedFront, predicted_front
+from apq_optuna.report import remember, stored_space
 from apq_optuna.search import evolve_front, hypervolume, nondominated
 from apq_optuna.space.space import Genotypes
 
@@ -53,19 +55,27 @@ def test_the_front_is_a_front_within_the_budget(study: optuna.Study) -> None:
     assert len(front.table(5).splitlines()) == 6
 
 
-def test_what_it_puts_first_is_better_than_chance(study: optuna.Study) -> None:
-    """The truth of the predicted front against that of as many random networks."""
+def test_it_has_learned_from_the_studys_values(study: optuna.Study) -> None:
+    """The truth of its front beats that of a front from the same trials with values shuffled."""
+    shuffled = optuna.create_study(directions=["maximize", "minimize"])
+    order = np.random.default_rng(0).permutation(len(study.trials))
+    for trial, other in zip(study.trials, order, strict=True):
+        shuffled.add_trial(
+            optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=study.trials[other].values,
+            )
+        )
     table = bitserial().table(SPACE)
-    front = predicted_front(study, SPACE, table)
-    rows = SPACE.sample(len(front), np.random.default_rng(3))
-    compiled = table.compile(SPACE)
-    reference = np.array([0.0, float(compiled.maxima[0])])
+    fronts = [predicted_front(each, SPACE, table) for each in (study, shuffled)]
+    reference = np.array([0.0, float(table.compile(SPACE).maxima[0])])
 
-    def volume(genotypes: Genotypes) -> float:
-        accuracy = np.array([truth(SPACE.decode(row)) for row in genotypes])
-        return hypervolume(np.column_stack([-accuracy, compiled(genotypes)]), reference)
+    def volume(front: PredictedFront) -> float:
+        accuracy = np.array([truth(subnet) for subnet in front.subnets()])
+        return hypervolume(np.column_stack([-accuracy, front.costs]), reference)
 
-    assert volume(front.genotypes) > volume(rows)
+    assert volume(fronts[0]) > 1.02 * volume(fronts[1])
 
 
 def test_the_same_seed_gives_the_same_front(study: optuna.Study) -> None:
@@ -102,6 +112,34 @@ def test_the_top_is_enqueued_once(study: optuna.Study) -> None:
     for i, trial in enumerate(target.trials[:3]):
         np.testing.assert_array_equal(SPACE.from_params(trial.params), front.genotypes[i])
         assert trial.user_attrs["expected_mean"] == front.accuracy[i]
+
+
+def test_nothing_is_enqueued_into_a_study_of_something_else(study: optuna.Study) -> None:
+    front = predicted_front(study, SPACE, bitserial().table(SPACE), generations=2)
+    three = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    other_way = optuna.create_study(directions=["minimize", "minimize"])
+    named = optuna.create_study(directions=["maximize", "minimize"])
+    named.set_metric_names(["accuracy", "energy_mj"])
+    elsewhere = optuna.create_study(directions=["maximize", "minimize"])
+    remember(elsewhere, apq.SearchSpace.preset("cifar10"))
+    for target, what in (
+        (three, "directions"), (other_way, "directions"), (named, "metrics"),
+        (elsewhere, "space"),
+    ):  # fmt: skip
+        with pytest.raises(StudyMismatchError, match=f"has {what} .* enqueue into another study"):
+            front.enqueue(target, 2)
+        assert not target.trials
+    assert stored_space(elsewhere) == apq.SearchSpace.preset("cifar10")
+
+
+def test_pairs_of_another_supernet_are_refused(
+    study: optuna.Study, supernet: apq.OnceForAllNet, url: str
+) -> None:
+    set_study_attribute(study, "objective", {"supernet": "another"})
+    store = apq.PairStore(url, supernet=supernet)
+    with pytest.raises(StudyMismatchError, match="subnets of supernet another, the fp32 pairs"):
+        predicted_front(study, SPACE, bitserial().table(SPACE), source=store)
+    set_study_attribute(study, "objective", None)
 
 
 def test_what_cannot_be_answered_says_why(study: optuna.Study, digits_costs: CostTable) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,14 +102,41 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
     device = find_device(name)
     if device.rounds == 1:
         return device.table(supernet.space)
-    path = folder / f"hardware-{device.name}.json"
-    if path.exists():
-        table = CostTable.load(path)
-        if table.provenance.get("space") == supernet.space.hash:
-            say(f"costs of {device.name}: measured before, in {path}")
-            return table
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"hardware-{re.sub(r'[^A-Za-z0-9.-]+', '-', device.name)}.json"
     networks = CORRECTING_NETWORKS if device.runs_networks else 0
-    return measured_table(device, supernet.space, path, networks=networks)
+    with _alone(path):  # workers that start together: one measures, the others wait for it
+        if path.exists():
+            table = CostTable.load(path)
+            other = _measured_otherwise(table, device, supernet.space)
+            if not other:
+                say(f"costs of {device.name}: measured before, in {path}")
+                return table
+            say(
+                f"{path} was measured otherwise ({other}): measuring anew; to go on with the old "
+                "one, move it and give it as --hardware"
+            )
+        return measured_table(device, supernet.space, path, networks=networks)
+
+
+def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) -> str:
+    """What a kept table has other than the device now; empty where nothing."""
+    now = json.loads(json.dumps(device.provenance() | {"space": space.hash}))
+    differing = [name for name in now if table.provenance.get(name) != now[name]]
+    return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a file's lock, where the system has such."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def measured_table(
@@ -120,8 +150,6 @@ def measured_table(
         say(f"going on from {journal}")
     with progress_bar(1, f"{device.name}: layers") as bar:
         table = device.table(space, journal=journal, report=_follow(bar))
-    if path is not None:
-        table.save(path)
     if networks:
         with progress_bar(1, f"{device.name}: networks") as bar:
             chosen = calibration_networks(table, space, networks)
@@ -129,10 +157,12 @@ def measured_table(
         about = table.provenance["correction"]
         say(
             f"corrected by {networks} whole networks: x{about['scale']:.3f} and "
-            f"{about['overhead_ms']:.4f} ms; mean error on them {about['error']:.1%}"
+            f"{about['overhead_ms']:.4f} ms; each is off by {about['error']:.1%} on average when "
+            "the others correct it"
         )
-        if path is not None:
-            table.save(path)
+    if path is not None and journal is not None:
+        table.save(path)  # only now: a table that is there is whole
+        journal.unlink(missing_ok=True)
     return table
 
 

@@ -50,8 +50,12 @@ def _build(arguments: Any) -> None:
     if arguments.template:
         _template(space, arguments.widths, out)
         return
+    if arguments.widths:
+        raise InvalidArgumentError("--widths goes with --template")
     device = _device(arguments)
     networks = arguments.networks
+    if networks is not None and networks < 0:
+        raise InvalidArgumentError(f"--networks {networks}: cannot be negative")
     if networks is None:
         networks = CORRECTING_NETWORKS if device.runs_networks else 0
     if networks and not device.runs_networks:
@@ -67,10 +71,15 @@ def _build(arguments: Any) -> None:
 
 
 def _template(space: SearchSpace, widths: Sequence[int] | None, out: Path) -> None:
+    from apq_optuna.hardware.csv_file import write_template
     from apq_optuna.hardware.device import needed_entries, space_bits
-    from apq_optuna.hardware.files import write_template
 
-    rows = write_template(out, needed_entries(space, widths or space_bits(space)))
+    known = space_bits(space)
+    if out.suffix.lower() != ".csv":
+        raise InvalidArgumentError(f"--out {out}: a template is a .csv")
+    if widths and not set(widths) <= set(known):
+        raise InvalidArgumentError(f"--widths {list(widths)}: the space has {list(known)}")
+    rows = write_template(out, needed_entries(space, widths or known))
     say(
         f"{rows} rows without costs: {out}\nfill in latency_ms and energy_mj (or delete that "
         "column), and delete rows of what the device cannot run"
@@ -94,6 +103,8 @@ def _show(arguments: Any) -> None:
     from apq_optuna.hardware_plots import layer_figure, write_figure
 
     space = _space(arguments)
+    if is_table_file(arguments.table) and arguments.parameters:
+        raise InvalidArgumentError("--set: the parameters of a table's file are what they are")
     source: CostTable | Device = (
         CostTable.load(arguments.table) if is_table_file(arguments.table)
         else _device(arguments, arguments.table)

@@ -44,13 +44,19 @@ def search(arguments: Any) -> None:
     set_threads(arguments)
     budgets = _budgets(arguments)
     if arguments.predict_only:
+        if arguments.measure_on:
+            raise InvalidArgumentError("--measure-on: --predict-only runs no networks")
+        if arguments.into is not None and arguments.enqueue is None:
+            raise InvalidArgumentError("--into goes with --enqueue")
+        if arguments.enqueue is not None and arguments.enqueue < 1:
+            raise InvalidArgumentError(f"--enqueue {arguments.enqueue}: at least 1")
         _predict(arguments, budgets)
         return
     if arguments.enqueue is not None or arguments.into is not None:
         raise InvalidArgumentError("--enqueue and --into go with --predict-only")
     supernet = load_supernet(arguments)
-    costs = cost_table(arguments.hardware, supernet, run_folder(arguments))
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
+    costs = cost_table(arguments.hardware, supernet, run_folder(arguments))
     data = supernet_images(arguments, supernet)
     options = FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
     _run_study(
@@ -119,26 +125,19 @@ def _enqueue(arguments: Any, study: Study, front: PredictedFront) -> None:
 
     from apq_optuna._optuna import storage_of
 
-    if arguments.enqueue < 1:
-        raise InvalidArgumentError(f"--enqueue {arguments.enqueue}: at least 1")
     name = arguments.into or f"{study.study_name}-{front.device}"
     directions: list[Literal["minimize", "maximize"]] = ["minimize"] * len(front.metric_names)
     directions = ["maximize", *directions]
     target = optuna.create_study(
         study_name=name, storage=storage_of(study), directions=directions, load_if_exists=True
     )
-    if len(target.directions) != len(directions):
-        raise InvalidArgumentError(
-            f"--into {name!r}: this study has {len(target.directions)} objectives, the costs of "
-            f"{front.device!r} make it {len(directions)}; name another"
-        )
     added = front.enqueue(target, arguments.enqueue)
     say(f"{added} of the most accurate networks enqueued in study {name!r}; run them:")
     storage = f" --storage {arguments.storage}" if arguments.storage else ""
-    hardware = arguments.hardware or "DEVICE"
+    hardware = f" --hardware {arguments.hardware}" if arguments.hardware else ""
     say(
-        f"  {program_path()} search --run {arguments.run}{storage} --study {name} --hardware "
-        f"{hardware} --source-study {study.study_name} --trials {max(added, 1)}"
+        f"  {program_path()} search --run {arguments.run}{storage} --study {name}{hardware} "
+        f"--source-study {study.study_name} --trials {max(added, 1)}"
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.errors import CostTableError, InvalidArgumentError
-from apq_optuna.hardware.device import Cost, Device
+from apq_optuna.hardware.device import Cost, Device, bit_widths, positive, whole_number
 from apq_optuna.space import ConvLayer
 from apq_optuna.space.subnet import as_pair
 
@@ -73,15 +73,16 @@ class BitFusion(Device):
     )
 
     def __post_init__(self) -> None:
-        for attribute in ("rows", "columns", "weight_kib", "activation_kib", "output_kib",
-                          "bandwidth_bits", "frequency_hz"):  # fmt: skip
-            if not getattr(self, attribute) > 0:
-                raise InvalidArgumentError(
-                    f"{attribute}={getattr(self, attribute)}: must be positive"
-                )
+        whole_number("rows", self.rows, 2)
+        if self.rows % 2:  # a depthwise block has half as many channels
+            raise InvalidArgumentError(f"rows={self.rows}: an even number")
+        whole_number("columns", self.columns)
+        whole_number("bandwidth_bits", self.bandwidth_bits)
+        bit_widths(self.bits, range(1, 9))
+        for name in ("weight_kib", "activation_kib", "output_kib", "frequency_hz"):
+            positive(name, getattr(self, name))
         for energy in (f.name for f in fields(self) if f.name.endswith("_nj")):
-            if not getattr(self, energy) >= 0:
-                raise InvalidArgumentError(f"{energy}={getattr(self, energy)}: cannot be negative")
+            positive(energy, getattr(self, energy), zero=True)
 
     def provenance(self) -> dict[str, object]:
         """The parameters of the array."""
@@ -89,15 +90,20 @@ class BitFusion(Device):
         return {"model": "BitFusion", "parameters": parameters}
 
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
-        """(latency in ms, energy in mJ) of one layer for one image."""
+        """(latency in ms, energy in mJ) of one layer for one image.
+
+        Raises:
+            MissingCostError: Bit-widths other than `bits`.
+            CostTableError: The layer has no output, or fits the buffers in no tiling.
+        """
         return self.costs(layer, [(w_bits, a_bits)])[0]
 
     def cycles(self, layer: ConvLayer, w_bits: int, a_bits: int) -> int:
-        """Clock cycles of one layer for one image."""
+        """Clock cycles of one layer for one image; raises what `cost` does."""
         return self._priced(layer, [(w_bits, a_bits)])[0][0]
 
     def costs(self, layer: ConvLayer, pairs: Sequence[tuple[int, int]]) -> list[Cost]:
-        """Costs of a layer at several (w_bits, a_bits), in one pass."""
+        """Costs of a layer at several (w_bits, a_bits), in one pass; raises what `cost` does."""
         per_ms = self.frequency_hz / 1e3
         return [(cycles / per_ms, nj * 1e-6) for cycles, nj in self._priced(layer, pairs)]
 

@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from apq_optuna.errors import CostTableError, InvalidArgumentError
-from apq_optuna.hardware.device import Cost, Device
+from apq_optuna.errors import CostTableError
+from apq_optuna.hardware.device import Cost, Device, bit_widths, positive, whole_number
 from apq_optuna.space import ConvLayer
 from apq_optuna.space.subnet import as_pair
 
@@ -43,10 +43,9 @@ class BitSerial(Device):
     name: str = "bitserial"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InvalidArgumentError(f"batch={self.batch}: at least 1")
-        if not self.frequency_hz > 0:
-            raise InvalidArgumentError(f"frequency_hz={self.frequency_hz}: must be positive")
+        whole_number("batch", self.batch)
+        bit_widths(self.bits, range(1, 9))
+        positive("frequency_hz", self.frequency_hz)
 
     def provenance(self) -> dict[str, Any]:
         """The model and its parameters."""
@@ -54,7 +53,7 @@ class BitSerial(Device):
         return {"model": "bit-serial", "parameters": parameters, "latency": "of a whole batch"}
 
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
-        """(latency in ms of a batch, None)."""
+        """(latency in ms of a batch, None); raises what `cycles` does."""
         return self.cycles(layer, w_bits, a_bits) / self.frequency_hz * 1e3, None
 
     def cycles(self, layer: ConvLayer, w_bits: int, a_bits: int) -> int:

@@ -14,21 +14,32 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
 
-from apq_optuna.errors import CostTableError
+from apq_optuna.errors import CostTableError, MissingCostError
 from apq_optuna.hardware.device import (
     Cost,
     Device,
     Key,
     Measurement,
     Report,
+    fixed_layers,
+    layer_name,
     needed_entries,
+    space_bits,
 )
+from apq_optuna.hardware.rows import UNREADABLE, fault
 from apq_optuna.hardware.table import CostTable
 from apq_optuna.space import ConvLayer, SearchSpace
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 Visit = tuple[int, ConvLayer]
 """One round's visit to a layer; all widths that run differently are asked for at once."""
@@ -42,6 +53,7 @@ def build_table(
     report: Report | None = None,
 ) -> CostTable:
     """See `Device.table`."""
+    _check_widths(device, space)
     needed = needed_entries(space, device.bits)
     runs = {
         layer: list(dict.fromkeys(device.executes(w, a) for w, a in pairs))
@@ -55,7 +67,12 @@ def build_table(
             missing = [pair for pair in runs[layer] if (turn, layer, *pair) not in found]
             if missing:
                 costs = device.costs(layer, missing)
-                for pair, cost in zip(missing, costs, strict=True):
+                for pair, cost in zip(missing, map(_plain, costs), strict=True):
+                    if wrong := fault(*cost):
+                        raise CostTableError(
+                            f"the device {device.name!r} answers {wrong}, for "
+                            f"{layer_name(layer, *pair)}"
+                        )
                     found[turn, layer, *pair] = cost
                     if file is not None:
                         file.write(_line(turn, layer, pair, cost))
@@ -74,12 +91,26 @@ def build_table(
             rounds = [found[turn, layer, *run] for turn in range(device.rounds)]
             entries[layer, w, a], spreads[layer, w, a] = _summary(rounds)
     made = {"created": datetime.date.today().isoformat(), "space": space.hash}
-    table = CostTable(
+    return CostTable(
         entries, device=device.name, provenance=device.provenance() | made, spreads=spreads
     )
-    if journal is not None:
-        Path(journal).unlink(missing_ok=True)
-    return table
+
+
+def _check_widths(device: Device, space: SearchSpace) -> None:
+    """Whether the device runs the fixed layers, and any width of the searched ones."""
+    common = [b for b in space_bits(space) if b in device.bits]
+    fixed = {b for placed in fixed_layers(space) for b in (placed.w_bits, placed.a_bits)}
+    if not common or not fixed <= set(device.bits):
+        raise MissingCostError(
+            f"device {device.name!r} executes {list(device.bits)} bits: a table needs some of the "
+            f"space's {list(space_bits(space))}, and {sorted(fixed)} for its fixed layers"
+        )
+
+
+def _plain(cost: Cost) -> Cost:
+    """A device's answer as plain floats."""
+    ms, mj = cost
+    return float(ms), None if mj is None else float(mj)
 
 
 def _visits(layers: list[ConvLayer], rounds: int) -> list[Visit]:
@@ -118,45 +149,78 @@ def _journal(
     """The journal, open to be added to, after `found` has taken in what it holds.
 
     Raises:
-        CostTableError: It is of another space or device.
+        CostTableError: It is of another space, device or parameters, no journal, or in use.
     """
     if path is None:
         yield None
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # what follows the last end of line was being written when the build was stopped
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    lines = whole.decode().splitlines()
-    if lines:
-        try:
-            header = json.loads(lines[0])
-            if header != json.loads(json.dumps(about)):
-                raise CostTableError(
-                    f"{path} is the journal of another table ({_differences(header, about)}): "
-                    "delete it, or write to another file"
-                )
-            for text in lines[1:]:
-                turn, shape, w, a, ms, mj = json.loads(text)
-                layer = ConvLayer(**{k: _size(v) for k, v in shape.items()})
-                found[turn, layer, w, a] = (ms, mj)
-        except (json.JSONDecodeError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, CostTableError):
-                raise
-            raise CostTableError(f"{path} is not the journal of a table: {error}") from error
-    if path.exists():
-        os.truncate(path, len(whole) + 1 if lines else 0)
+    # for adding, as another process might be adding to it: two of them would mix their lines
     with path.open("a") as file:
-        if not lines:
-            file.write(json.dumps(about) + "\n")
+        _claim(file, path)
+        # what follows the last end of line was being written when the build was stopped
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        header = json.dumps(about)
+        if not header.encode().startswith(content[:1]):
+            raise CostTableError(f"{path} is not the journal of a table")
+        if whole:
+            _read(path, whole, json.loads(header), found)
+        os.truncate(path, len(whole))
+        if not whole:
+            file.write(header + "\n")
+            file.flush()
         yield file
 
 
-def _differences(header: Any, about: dict[str, Any]) -> str:
-    if not isinstance(header, dict):
-        return "no header"
-    names = [name for name in about if header.get(name) != json.loads(json.dumps(about[name]))]
-    return ", ".join(f"{name} {header.get(name)!r}, now {about[name]!r}" for name in names)
+def _claim(file: IO[str], path: Path) -> None:
+    """Holds the journal as long as it is open, where the system can."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CostTableError(f"{path} is in use: another build is adding to it") from error
+
+
+def _read(
+    path: Path,
+    content: bytes,
+    about: dict[str, Any],
+    found: dict[tuple[int, ConvLayer, int, int], Cost],
+) -> None:
+    """Takes a journal's lines into `found`."""
+    try:
+        first, *lines = content.decode().splitlines()
+        header = json.loads(first)
+        if not isinstance(header, dict) or header.keys() != about.keys():
+            raise ValueError("it begins with something else")
+        if header != about:
+            raise CostTableError(
+                f"{path} is the journal of another table ({_differences(header, about)}): "
+                "delete it, or write to another file"
+            )
+        for text in lines:
+            turn, shape, w, a, ms, mj = json.loads(text)
+            layer = ConvLayer(**{k: _size(v) for k, v in shape.items()})
+            found[turn, layer, w, a] = (ms, mj)
+    except UNREADABLE as error:
+        if isinstance(error, CostTableError):
+            raise
+        raise CostTableError(f"{path} is not the journal of a table: {error}") from error
+
+
+def _differences(header: dict[str, Any], about: dict[str, Any]) -> str:
+    """The parameters that differ, with both values."""
+    found = []
+    for name, value in about.items():
+        if isinstance(value, dict) and isinstance(header.get(name), dict):
+            theirs = {key: header[name].get(key) for key in value}
+            found.append(_differences(theirs, value))
+        elif header.get(name) != value:
+            found.append(f"{name} {header.get(name)!r}, now {value!r}")
+    return "; ".join(filter(None, found))
 
 
 def _size(value: Any) -> Any:

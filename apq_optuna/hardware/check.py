@@ -24,6 +24,9 @@ TOLERANCE = 0.01
 ODD_FACTOR = 2.5
 """An entry is odd when it is so many times above, or below, both its neighbours in channels."""
 
+FIXED_FACTOR = 10.0
+"""A fixed layer may cost so much more or less for a MAC than any searched one."""
+
 PLAUSIBLE_MS = (1e-3, 6e4)
 SAME_COST = 0.98
 WIDE_SPREAD = 0.1
@@ -62,7 +65,18 @@ class TableCheck:
 
 
 def check_table(table: CostTable, space: SearchSpace) -> TableCheck:
-    """Checks a table against a joint space."""
+    """Checks a table against a joint space.
+
+    Args:
+        table: The table, of whatever origin.
+        space: The joint space of a network family.
+
+    Returns:
+        What was found; `str` of it is a line each.
+
+    Raises:
+        SpaceError: A plain space, which has no layers.
+    """
     check = TableCheck()
     layers = searched_layers(space)
     _coverage(check, table, space, layers)
@@ -70,6 +84,7 @@ def check_table(table: CostTable, space: SearchSpace) -> TableCheck:
     for column, metric in enumerate(table.metric_names):
         _monotonicity(check, table, space, there, column, metric)
     _oddities(check, table, there)
+    _fixed(check, table, space)
     _bits(check, table, space, there)
     _spreads(check, table)
     if check.usable:
@@ -242,6 +257,23 @@ def _oddities(check: TableCheck, table: CostTable, layers: Sequence[ConvLayer]) 
             )
 
 
+def _fixed(check: TableCheck, table: CostTable, space: SearchSpace) -> None:
+    """Fixed layers have no neighbours: their cost for a MAC against that of all others."""
+    fixed = {(p.layer, p.w_bits, p.a_bits): p.name for p in fixed_layers(space)}
+    for column, metric in enumerate(table.metric_names):
+        rates = {key: _cost(table, key, column) / max(key[0].macs, 1) for key in table.entries}
+        others = [rate for key, rate in rates.items() if key not in fixed]
+        if not others:
+            continue
+        low, high = min(others) / FIXED_FACTOR, max(others) * FIXED_FACTOR
+        for key, name in fixed.items():
+            if key in rates and not low <= rates[key] <= high:
+                check.warnings.append(
+                    f"{metric} of the fixed layer {name} ({layer_name(*key)}) is "
+                    f"{table.entries[key][column]:.4g}: for its MACs far from all searched layers"
+                )
+
+
 def _cost(table: CostTable, key: Key, column: int) -> float:
     value = table.entries[key][column]
     assert value is not None
@@ -266,6 +298,10 @@ def _spikes(
             up, down = costs[1:-1] / beside.max(axis=0), costs[1:-1] / beside.min(axis=0)
             factor = np.where(up > ODD_FACTOR, up, np.where(down < 1 / ODD_FACTOR, down, 1.0))
             odd |= {keys[i + 1]: float(factor[i]) for i in np.flatnonzero(factor != 1.0)}
+            for end, near in ((0, 1), (-1, -2)):  # one neighbour only, so more of it is asked
+                factor_of = float(costs[end] / costs[near])
+                if not 1 / ODD_FACTOR**2 < factor_of < ODD_FACTOR**2:
+                    odd[keys[end]] = factor_of
     return sorted(((f, key) for key, f in odd.items()), key=lambda found: -abs(np.log(found[0])))
 
 
@@ -281,11 +317,14 @@ def _bits(
                 if (layer, low, low) in table.entries
                 and table.entries.get((layer, high, high), (0.0, 0.0))[column]
             ]
-            if ratios and (middle := float(np.median(ratios))) > SAME_COST:
-                check.notes.append(
-                    f"{metric}: {low} bits cost what {high} do (median x{middle:.2f}), so they "
-                    "only lose accuracy"
+            middle = float(np.median(ratios)) if ratios else 0.0
+            if middle > SAME_COST:
+                alike = middle < 1 / SAME_COST
+                text = (
+                    f"{metric}: {low} bits cost {'what' if alike else 'more than'} {high} do "
+                    f"(median x{middle:.2f}), so they only lose accuracy"
                 )
+                (check.notes if alike else check.warnings).append(text)
 
 
 def _spreads(check: TableCheck, table: CostTable) -> None:

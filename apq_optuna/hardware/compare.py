@@ -11,10 +11,15 @@ from scipy.stats import spearmanr
 
 from apq_optuna._text import aligned
 from apq_optuna.errors import CostTableError, InvalidArgumentError
-from apq_optuna.hardware.device import Device, searched_layers, space_bits
-from apq_optuna.hardware.table import CostTable
+from apq_optuna.hardware.device import (
+    Device,
+    block_layers,
+    block_sites,
+    searched_layers,
+    space_bits,
+)
+from apq_optuna.hardware.table import METRIC_NAMES, CostTable
 from apq_optuna.space import ConvLayer, SearchSpace
-from apq_optuna.space.subnet import Block, stage_input_size
 
 Floats = NDArray[np.floating]
 
@@ -167,47 +172,34 @@ def layer_costs(
         CostTableError: The table has no entry for it.
     """
     spec, bits = space._network(), space_bits(space)
-    names = [
-        (f"stage{s + 1}.block{b + 1}.{part}", s, b, p)
-        for s, stage in enumerate(spec.stages)
-        for b in range(stage.depths[-1])
+    names = {
+        f"stage{site[0] + 1}.block{site[1] + 1}.{part}": (site, p)
+        for site in block_sites(spec)
         for p, part in enumerate(KINDS[:3])
-    ]
-    found = next((entry for entry in names if entry[0] == name), None)
-    if found is None:
+    }
+    if name not in names:
+        first, *_, last = names
         raise InvalidArgumentError(
-            f"layer={name!r}: choose from {names[0][0]} to {names[-1][0]} (expand, depthwise or "
-            "project)"
+            f"layer={name!r}: choose from {first} to {last} (expand, depthwise or project)"
         )
-    _, s, b, part = found
-    stage = spec.stages[s]
-    kernel = stage.kernels[-1] if kernel is None else kernel
-    if kernel not in stage.kernels:
-        raise InvalidArgumentError(f"kernel={kernel}: {name} has {list(stage.kernels)}")
-    size, stride = stage_input_size(spec, s), stage.stride
-    if b > 0:
-        size, stride = (size - 1) // stride + 1, 1
-    choices = spec.channel_choices(s, b)
+    site, part = names[name]
+    kernels = spec.stages[site[0]].kernels
+    kernel = kernels[-1] if kernel is None else kernel
+    if kernel not in kernels:
+        raise InvalidArgumentError(f"kernel={kernel}: {name} has {list(kernels)}")
+    choices = spec.channel_choices(*site[:2])
     price = _pricing(source, bits)
     channels = np.array(choices)
     if isinstance(source, Device):
         step = max(1, (choices[-1] - choices[0]) // FINEST)
         channels = np.arange(choices[0], choices[-1] + 1, step)
-    layers = []
-    for width in channels.tolist():
-        block = Block(
-            "", s, b, spec.block_inputs(s, b), width, stage.out_channels, kernel, stride, size,
-            8, 8, 8, 8,
-        )  # fmt: skip
-        layers.append(block.layers()[part].layer)
+    layers = [block_layers(spec, site, width, kernel)[part] for width in channels.tolist()]
     costs = np.stack([price(layer) for layer in layers], axis=2)
-    if not np.isfinite(costs).any():
-        owner = source.device if isinstance(source, CostTable) else source.name
-        raise CostTableError(f"the cost table of {owner!r} has no entry for {name}")
-    metrics = ("latency_ms", "energy_mj")
-    kept = int(np.isfinite(costs).any(axis=(0, 1, 2)).sum())
     owner = source.device if isinstance(source, CostTable) else source.name
-    return LayerCosts(name, owner, channels, bits, costs[..., :kept], metrics[:kept], kernel)
+    if not np.isfinite(costs).any():
+        raise CostTableError(f"the cost table of {owner!r} has no entry for {name}")
+    kept = int(np.isfinite(costs).any(axis=(0, 1, 2)).sum())
+    return LayerCosts(name, owner, channels, bits, costs[..., :kept], METRIC_NAMES[:kept], kernel)
 
 
 def _pricing(source: CostTable | Device, bits: tuple[int, ...]) -> Callable[[ConvLayer], Floats]:

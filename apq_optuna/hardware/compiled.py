@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.errors import CostTableError
-from apq_optuna.hardware.device import fixed_layers, layer_name
+from apq_optuna.hardware.device import block_layers, block_sites, fixed_layers, layer_name
 from apq_optuna.space import ConvLayer, SearchSpace
 from apq_optuna.space.space import BIT_NAMES, Genotypes
-from apq_optuna.space.subnet import Block, NetworkSpec, stage_input_size
+from apq_optuna.space.subnet import NetworkSpec
 
 if TYPE_CHECKING:
     from apq_optuna.hardware.table import CostTable
@@ -46,15 +46,16 @@ class CompiledCosts:
                     f"this space: {layer_name(*key)}; build the table for this space"
                 )
         self.fixed = fixed
-        blocks = [(s, b) for s, st in enumerate(spec.stages) for b in range(st.depths[-1])]
+        sites = list(block_sites(spec))
+        blocks = [site[:2] for site in sites]
         strides = np.zeros((len(space.decisions), len(blocks)), np.float32)
         flats: list[NDArray[np.float64]] = []
-        self._repairs: list[tuple[list[int], NDArray[np.int32]]] = []
+        self._repairs: dict[int, tuple[list[int], NDArray[np.int32]]] = {}
         self._widenings: list[tuple[list[int], NDArray[np.int32]]] = []
         offset = 0
         offsets = []
         for j, (s, b) in enumerate(blocks):
-            pointwise, depthwise = _block_costs(table, spec, s, b, m)
+            pointwise, depthwise = _block_costs(table, spec, sites[j], m)
             # (k, c, pw_w, pw_a, dw_w, dw_a, m)
             costs = pointwise[None, :, :, :, None, None] + depthwise[:, :, None, None]
             step = 1
@@ -65,7 +66,8 @@ class CompiledCosts:
                 raise CostTableError(
                     f"the device {table.device!r} runs no choice of stage {s + 1}, block {b + 1}"
                 )
-            self._repairs.append((columns, runnable))
+            if len(runnable) < np.prod(costs.shape[:-1]):
+                self._repairs[j] = columns, runnable
             self._widenings += _widening(columns[1:4], pointwise)
             self._widenings += _widening([*columns[:2], *columns[4:]], depthwise)
             for name, size in zip(names[::-1], costs.shape[-2::-1], strict=True):
@@ -85,7 +87,7 @@ class CompiledCosts:
 
     def repair(self, genotypes: Genotypes, rng: np.random.Generator) -> Genotypes:
         """`(n, D)` genotypes in which every block that has no cost is one, drawn at random, that
-        has.
+        has; not canonical.
 
         A device that runs few of the bit-widths leaves so few feasible networks that chance does
         not find them.
@@ -95,7 +97,7 @@ class CompiledCosts:
         if not missing.any():
             return genotypes
         result = genotypes.copy()
-        for block, (columns, runnable) in enumerate(self._repairs):  # a loop over blocks only
+        for block, (columns, runnable) in self._repairs.items():  # a loop over blocks only
             rows = np.flatnonzero(missing[:, block])
             drawn = runnable[rng.integers(len(runnable), size=len(rows))]
             result[rows[:, None], columns] = drawn
@@ -164,7 +166,7 @@ class CompiledCosts:
 
 
 def _block_costs(
-    table: CostTable, spec: NetworkSpec, s: int, b: int, m: int
+    table: CostTable, spec: NetworkSpec, site: tuple[int, int, int, int], m: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Costs of every choice of one block.
 
@@ -172,21 +174,13 @@ def _block_costs(
         Both pointwise layers, `(channels, w, a, m)`; the depthwise, `(kernels, channels, w, a,
         m)`.
     """
-    stage, bits = spec.stages[s], spec.bits
-    channels = spec.channel_choices(s, b)
-    size = stage_input_size(spec, s)
-    stride = stage.stride if b == 0 else 1
-    if b > 0:
-        size = (size - 1) // stage.stride + 1
+    stage, bits = spec.stages[site[0]], spec.bits
+    channels = spec.channel_choices(*site[:2])
     pointwise = np.empty((len(channels), len(bits), len(bits), m))
     depthwise = np.empty((len(stage.kernels), *pointwise.shape))
     for k, kernel in enumerate(stage.kernels):
         for c, width in enumerate(channels):
-            block = Block(
-                "", s, b, spec.block_inputs(s, b), width, stage.out_channels, kernel, stride, size,
-                8, 8, 8, 8,
-            )  # fmt: skip
-            expand, dw, project = (placed.layer for placed in block.layers())
+            expand, dw, project = block_layers(spec, site, width, kernel)
             depthwise[k, c] = _layer_costs(table, dw, bits, m)
             if k == 0:
                 pointwise[c] = _layer_costs(table, expand, bits, m) + _layer_costs(
@@ -207,9 +201,11 @@ def _widening(
     w, a, m = costs.shape[-3:]
     flat = costs.reshape(-1, w * a, m)
     same = (flat[:, :, None] == flat[:, None]).all(axis=-1)  # (rows, pair, other)
+    same &= np.asarray(np.isfinite(flat).all(axis=-1))[:, :, None]
     i, j = np.divmod(np.arange(w * a), a)
     # only pairs that are at least as wide in both operands; the widest of those
     wider = (i[None] >= i[:, None]) & (j[None] >= j[:, None])
+    same |= np.eye(w * a, dtype=bool)
     best = np.where(same & wider, i + j, -1).argmax(axis=-1)
     if (best == np.arange(w * a)).all():
         return []

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.floating]
 
-ERROR, SCALE_SPREAD, OVERHEAD_SPREAD = 0.03, 0.5, 0.1
+ERROR, SCALE_SPREAD, OVERHEAD_SPREAD = 0.02, 0.5, 0.5
 """Relative error of a network, and how far scale and overhead (as a share of x) stray: priors."""
 
 
@@ -40,7 +40,7 @@ class Correction:
         scale: Latency of a network for each ms of its sum.
         overhead_ms: And beside it.
         networks: How many were measured.
-        error: Mean relative error on these networks, after the correction.
+        error: Mean relative error of each network, corrected by the others; of one alone, its own.
     """
 
     scale: float
@@ -66,6 +66,9 @@ def fit_correction(
         summed: Latencies summed from the table, `(k,)`, ms.
         measured: The same networks run whole, `(k,)`, ms.
 
+    Returns:
+        Scale and overhead, the latter never negative.
+
     Raises:
         InvalidArgumentError: No networks, other shapes, or latencies that are not positive.
     """
@@ -76,15 +79,28 @@ def fit_correction(
         )
     if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
         raise InvalidArgumentError("summed and measured latencies must be finite and positive")
+    scale, overhead = _fit(x, y)
+    others = [np.arange(len(x)) != i for i in range(len(x))] if len(x) > 1 else [np.ones(1, bool)]
+    errors = []
+    for i, kept in enumerate(others):
+        s, o = _fit(x[kept], y[kept])
+        errors.append(abs((s * x[i] + o) / y[i] - 1))
+    return Correction(scale, overhead, len(x), float(np.mean(errors)))
+
+
+def _fit(x: Floats, y: Floats) -> tuple[float, float]:
+    """(scale, overhead in ms)."""
     mean = float(x.mean())
-    rows = [
-        np.column_stack([x / y, mean / y]) / ERROR,
-        np.diag([1 / SCALE_SPREAD, 1 / OVERHEAD_SPREAD]),
-    ]
+    design = np.column_stack([x / y, mean / y]) / ERROR
+    prior = np.diag([1 / SCALE_SPREAD, 1 / OVERHEAD_SPREAD])
     targets = np.concatenate([np.full(len(x), 1 / ERROR), [1 / SCALE_SPREAD, 0.0]])
-    scale, overhead = np.linalg.lstsq(np.concatenate(rows), targets, rcond=None)[0]
-    error = float(np.abs((scale * x + overhead * mean) / y - 1).mean())
-    return Correction(float(scale), float(overhead * mean), len(x), error)
+    scale, overhead = np.linalg.lstsq(np.concatenate([design, prior]), targets, rcond=None)[0]
+    if overhead < 0:  # no network takes less for being one
+        scale, overhead = (
+            np.linalg.lstsq(np.concatenate([design, prior])[:, :1], targets, rcond=None)[0][0],
+            0.0,
+        )
+    return float(scale), float(overhead * mean)
 
 
 def random_networks(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
@@ -116,8 +132,15 @@ def correct(
 ) -> CostTable:
     """The table corrected by what the device takes for a few whole networks.
 
+    Args:
+        table: Sums of the device's layers.
+        device: Runs the networks.
+        subnets: The networks, at least one.
+        report: Told how much of the measuring is done.
+
     Raises:
-        MissingCostError: The device runs no whole networks.
+        MissingCostError: The device runs no whole networks, or the table lacks a layer of one.
+        InvalidArgumentError: No networks.
     """
     subnets = list(subnets)
     measured = [m.latency_ms for m in device.measure(subnets, report=report)]

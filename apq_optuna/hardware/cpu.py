@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,8 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_optuna.errors import CostTableError, InvalidArgumentError
-from apq_optuna.hardware.device import Cost, Device, Measurement, Report
+from apq_optuna.errors import CostTableError
+from apq_optuna.hardware.device import (
+    Cost,
+    Device,
+    Measurement,
+    Report,
+    bit_widths,
+    positive,
+    whole_number,
+)
 from apq_optuna.hardware.graphs import layer_graph, subnet_graph
 from apq_optuna.space import FLOAT_BITS, ConvLayer, Subnet
 
@@ -41,6 +50,9 @@ DISTURBED = 1.15
 
 WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Before each further try; what the least disturbed one measured then counts."""
+
+REMEMBERED = 60
+"""Timings of the reference that its best is the best of."""
 
 REFERENCE = ConvLayer(64, 64, 16, 3, 1, 1, 1)
 
@@ -67,10 +79,9 @@ class CPU(Device):
 
     def __post_init__(self) -> None:
         for attribute in ("threads", "rounds", "repeats"):
-            if getattr(self, attribute) < 1:
-                raise InvalidArgumentError(f"{attribute}={getattr(self, attribute)}: at least 1")
-        if not self.pause_s >= 0:
-            raise InvalidArgumentError(f"pause_s={self.pause_s}: cannot be negative")
+            whole_number(attribute, getattr(self, attribute))
+        positive("pause_s", self.pause_s, zero=True)
+        bit_widths(self.bits, (*range(2, 9), FLOAT_BITS))
 
     def provenance(self) -> dict[str, Any]:
         """Processor, threads, versions, and how widths are run."""
@@ -125,7 +136,11 @@ class CPU(Device):
     def measure(
         self, subnets: Sequence[Subnet], *, report: Report | None = None
     ) -> list[Measurement]:
-        """Latency of whole networks, every round over all of them."""
+        """Latency of whole networks, every round over all of them.
+
+        Raises:
+            MissingCostError: Bits other than 2 to 8 and 32.
+        """
         for subnet in subnets:
             for placed in subnet.layers():
                 self.check_bits(placed.w_bits, placed.a_bits)
@@ -199,13 +214,16 @@ class _Reference:
     def __init__(self, threads: int) -> None:
         model, shape = layer_graph(REFERENCE, int8=True, copies=1)
         self._run = _Run(model, shape, threads, np.uint8)
-        self._best = min(self._run.median_ms(FEWEST) for _ in range(20))
+        self._latest = deque((self._run.median_ms(FEWEST) for _ in range(20)), REMEMBERED)
 
     def slowness(self) -> float:
-        """What it takes now over what it takes at its best."""
+        """What it takes now over its best lately.
+
+        Lately: a processor that has become slower for good is soon no longer taken for disturbed.
+        """
         now = self._run.median_ms(FEWEST)
-        self._best = min(self._best, now)
-        return now / self._best
+        self._latest.append(now)
+        return now / min(self._latest)
 
 
 @cache

@@ -13,7 +13,8 @@ A device of one's own is a subclass with a name, its bit-widths and one method:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,13 @@ from numpy.typing import NDArray
 
 from apq_optuna.errors import InvalidArgumentError, MissingCostError
 from apq_optuna.space import ConvLayer, SearchSpace, Subnet
-from apq_optuna.space.subnet import Block, stage_input_size, stem_layers, tail_layers
+from apq_optuna.space.subnet import (
+    Block,
+    NetworkSpec,
+    stage_input_size,
+    stem_layers,
+    tail_layers,
+)
 
 if TYPE_CHECKING:
     from apq_optuna.hardware.table import CostTable
@@ -95,6 +102,13 @@ class Device:
     ) -> list[Measurement]:
         """Latency of whole networks, run for real; their rounds are interleaved.
 
+        Args:
+            subnets: The networks.
+            report: Told how many of all visits are done.
+
+        Returns:
+            One measurement each, in their order.
+
         Raises:
             MissingCostError: The device runs no whole networks, or not these bit-widths.
         """
@@ -109,12 +123,24 @@ class Device:
                 )
 
     def costs(self, layer: ConvLayer, pairs: Sequence[tuple[int, int]]) -> list[Cost]:
-        """Costs of a layer at several (w_bits, a_bits)."""
+        """Costs of a layer at several (w_bits, a_bits), in their order.
+
+        Raises:
+            MissingCostError: The device does not execute some of them.
+        """
         return [self.cost(layer, w, a) for w, a in pairs]
 
     def provenance(self) -> dict[str, Any]:
-        """Where this device's numbers come from, in JSON types."""
-        return {"device": self.name}
+        """Where this device's numbers come from, in JSON types.
+
+        By default its class, bits and rounds, and what its public attributes are. A table that was
+        stopped goes on, and one that a run keeps is used again, only where this is the same.
+        """
+        about: dict[str, Any] = {"device": self.name, "class": type(self).__qualname__}
+        about |= {"bits": list(self.bits), "rounds": self.rounds}
+        public = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        plain = (bool, int, float, str, type(None))
+        return about | {k: v for k, v in public.items() if isinstance(v, plain)}
 
     def network_cost(
         self,
@@ -130,6 +156,10 @@ class Device:
 
         Returns:
             (latency in ms, energy in mJ or None where the device has none).
+
+        Raises:
+            InvalidArgumentError: Another number of widths than layers.
+            MissingCostError: The device does not execute some of them.
         """
         layers = list(layers)
         widths = [
@@ -161,12 +191,17 @@ class Device:
         Args:
             space: The joint space.
             journal: A file that costs are added to as they come; a table that was stopped goes on
-                from it. It is removed when the table is whole.
+                from it. It is left there: delete it once the table is saved.
             report: Told how many of all costs are there.
 
+        Returns:
+            The table; its provenance has the device's, the date and the space.
+
         Raises:
-            MissingCostError: The device cannot execute the fixed layers.
-            CostTableError: The journal is of another space or device.
+            MissingCostError: The device executes none of the space's bit-widths, or not those of
+                the fixed layers.
+            CostTableError: The device answers with something that is no cost, or the journal is
+                of another space, device or parameters, or in use.
         """
         from apq_optuna.hardware.build import build_table
 
@@ -184,23 +219,59 @@ def fixed_layers(space: SearchSpace) -> list[Any]:
     return [*stem_layers(spec), *tail_layers(spec)]
 
 
-def searched_layers(space: SearchSpace) -> list[ConvLayer]:
-    """Every distinct layer that some subnet of a space has in a searched block."""
-    spec = space._network()
-    found: dict[ConvLayer, None] = {}
+def block_sites(spec: NetworkSpec) -> Iterator[tuple[int, int, int, int]]:
+    """(stage, block, input side, stride) of every block that some subnet has, in order."""
     for s, stage in enumerate(spec.stages):
         size = stage_input_size(spec, s)
         for b in range(stage.depths[-1]):
             stride = stage.stride if b == 0 else 1
-            for kernel in stage.kernels:
-                for channels in spec.channel_choices(s, b):
-                    block = Block(
-                        "", s, b, spec.block_inputs(s, b), channels, stage.out_channels,
-                        kernel, stride, size, 8, 8, 8, 8,
-                    )  # fmt: skip
-                    found.update(dict.fromkeys(placed.layer for placed in block.layers()))
+            yield s, b, size, stride
             size = (size - 1) // stride + 1
+
+
+def block_layers(
+    spec: NetworkSpec, site: tuple[int, int, int, int], channels: int, kernel: int
+) -> tuple[ConvLayer, ConvLayer, ConvLayer]:
+    """Expand, depthwise and project layer of a block at one of `block_sites`."""
+    s, b, size, stride = site
+    block = Block(
+        "", s, b, spec.block_inputs(s, b), channels, spec.stages[s].out_channels, kernel, stride,
+        size, 8, 8, 8, 8,
+    )  # fmt: skip
+    expand, depthwise, project = (placed.layer for placed in block.layers())
+    return expand, depthwise, project
+
+
+def searched_layers(space: SearchSpace) -> list[ConvLayer]:
+    """Every distinct layer that some subnet of a space has in a searched block."""
+    spec = space._network()
+    found: dict[ConvLayer, None] = {}
+    for site in block_sites(spec):
+        for kernel in spec.stages[site[0]].kernels:
+            for channels in spec.channel_choices(*site[:2]):
+                found.update(dict.fromkeys(block_layers(spec, site, channels, kernel)))
     return list(found)
+
+
+def whole_number(name: str, value: object, least: int = 1) -> None:
+    """Raises `InvalidArgumentError` for a parameter that is no whole number from `least` up."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgumentError(f"{name}={value!r}: a whole number, at least {least}")
+
+
+def positive(name: str, value: object, *, zero: bool = False) -> None:
+    """Raises `InvalidArgumentError` for a parameter that is no finite number above 0."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (value > 0 or (zero and value == 0)):  # type: ignore[operator]
+        raise InvalidArgumentError(
+            f"{name}={value!r}: {'cannot be negative' if zero else 'must be positive'}"
+        )
+
+
+def bit_widths(bits: object, allowed: Sequence[int]) -> None:
+    """Raises `InvalidArgumentError` for widths that are not a tuple of some of `allowed`."""
+    if not isinstance(bits, tuple) or not bits or not set(bits) <= set(allowed):
+        raise InvalidArgumentError(f"bits={bits!r}: a tuple of some of {list(allowed)}")
 
 
 def needed_entries(

@@ -42,6 +42,9 @@ def find_device(
     Raises:
         InvalidArgumentError: There is none of that name, it is not a device, or it has no such
             parameter.
+
+    Returns:
+        The device.
     """
     parameters = dict(parameters or {})
     found: Any = _named(device) if isinstance(device, str) else device
@@ -53,12 +56,18 @@ def find_device(
         return found
     if not callable(found):
         raise InvalidArgumentError(f"device={device!r} is a {type(found).__name__}, not a device")
-    allowed = inspect.signature(found).parameters
-    unknown = [name for name in parameters if name not in allowed]
-    if unknown:
+    signature = inspect.signature(found)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [name for name in parameters if name not in signature.parameters]
+    if unknown and not takes_any:
         raise InvalidArgumentError(
-            f"device {device!r} has no parameter {unknown[0]!r}; it has {sorted(allowed)}"
+            f"device {device!r} has no parameter {unknown[0]!r}; it has "
+            f"{sorted(signature.parameters)}"
         )
+    try:
+        signature.bind(**parameters)
+    except TypeError as error:
+        raise InvalidArgumentError(f"device {device!r}: {error}") from error
     made = found(**parameters)
     if not isinstance(made, Device):
         raise InvalidArgumentError(
@@ -84,20 +93,21 @@ def _named(name: str) -> Any:
     if points:
         try:
             return points[0].load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever somebody's module raises
             raise InvalidArgumentError(
-                f"device={name!r}: its entry point {points[0].value} fails: {error}"
+                f"device={name!r}: its entry point {points[0].value} fails: "
+                f"{type(error).__name__}: {error}"
             ) from error
     module, _, attribute = name.partition(":")
-    if not attribute:
+    if not attribute or not module.replace(".", "").isidentifier() or module.startswith("."):
         raise InvalidArgumentError(
             f"device={name!r} is unknown; choose from {sorted(known_devices())}, or give "
             "module:name of your own"
         )
     folder = os.getcwd()
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.append(folder)  # last: a file here must not stand before somebody's package
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InvalidArgumentError(f"device={name!r}: {error}") from error
+    except Exception as error:  # whatever somebody's module raises
+        raise InvalidArgumentError(f"device={name!r}: {type(error).__name__}: {error}") from error

@@ -30,7 +30,7 @@ def layer_graph(layer: ConvLayer, *, int8: bool, copies: int) -> tuple[bytes, tu
     convolutions with channels last, so input and outputs are laid out so: nothing is transposed.
 
     Args:
-        layer: The layer; a ReLU follows every copy.
+        layer: The layer; a ReLU follows each copy of a convolution.
         int8: Quantized, or float32.
         copies: How many.
 

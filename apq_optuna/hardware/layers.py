@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from apq_optuna.errors import InvalidArgumentError, UnsupportedLayerError
+from apq_optuna.hardware.device import whole_number
 from apq_optuna.space import ConvLayer
 from apq_optuna.space.subnet import Size
 
@@ -17,6 +19,7 @@ from apq_optuna.space.subnet import Size
 _COMPUTES = (
     "conv", "mm", "matmul", "linear", "attention", "einsum", "dot", "mv", "lstm", "gru", "rnn",
     "bilinear", "embedding", "fft", "cdist", "baddbmm", "grid_sampler", "linalg", "deform", "roi_",
+    "pdist",
 )  # fmt: skip
 _FREE = (
     "upsample_bilinear", "convert_element_type", "native_dropout",
@@ -36,19 +39,23 @@ def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
 
     Raises:
         UnsupportedLayerError: An operator computes but is not a 2-d convolution or a linear layer.
-        InvalidArgumentError: The model does not take such an image.
+        InvalidArgumentError: No (C, H, W), or the model does not take such an image.
     """
-    if len(input_shape) != 3:
-        raise UnsupportedLayerError(f"input_shape={tuple(input_shape)}: give (C, H, W)")
+    if not isinstance(input_shape, list | tuple) or len(input_shape) != 3:
+        raise InvalidArgumentError(f"input_shape={input_shape!r}: give (C, H, W)")
+    for side in input_shape:
+        whole_number("input_shape", side)
     training = module.training
     parameter = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
-    recorder = _Recorder()
+    recorder = _Recorder(image)
     try:
         module.eval()
         with torch.no_grad(), recorder:
             module(image)
-    except (RuntimeError, TypeError, IndexError) as error:
+    except UnsupportedLayerError:
+        raise
+    except Exception as error:  # whatever somebody's model raises
         raise InvalidArgumentError(
             f"input_shape={tuple(input_shape)}: the model does not take one image of it: {error}"
         ) from error
@@ -58,11 +65,16 @@ def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees every ATen operator with its tensors."""
+    """Sees every ATen operator with its tensors, and follows what depends on the image.
 
-    def __init__(self) -> None:
+    A product of two such tensors is no layer, however much one of them looks like weights.
+    """
+
+    def __init__(self, image: Tensor) -> None:
         super().__init__()
         self.layers: list[ConvLayer] = []
+        self._activations: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._activations[image] = True
 
     def __torch_dispatch__(
         self,
@@ -73,11 +85,17 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if self._depends([*args, *(kwargs or {}).values()]):
+            for tensor in result if isinstance(result, list | tuple) else [result]:
+                if isinstance(tensor, Tensor):
+                    self._activations[tensor] = True
         if name == "convolution":
+            self._refuse_two(name, args[0], args[1])
             self.layers.append(_convolution(*args[:9]))
         elif name in ("addmm", "mm"):
             x, weight = (args[1], args[2]) if name == "addmm" else (args[0], args[1])
-            self.layers.append(_linear(name, x, weight))
+            self._refuse_two(name, x, weight)
+            self.layers.append(_linear(x, weight))
         elif any(word in name for word in _COMPUTES) and not name.startswith(_FREE):
             shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
             raise UnsupportedLayerError(
@@ -85,6 +103,21 @@ class _Recorder(TorchDispatchMode):
                 "a linear layer, so it has no price"
             )
         return result
+
+    def _depends(self, arguments: Iterable[Any]) -> bool:
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument in self._activations:
+                return True
+            if isinstance(argument, list | tuple) and self._depends(argument):
+                return True
+        return False
+
+    def _refuse_two(self, name: str, x: Tensor, weight: Tensor) -> None:
+        if self._depends([weight]):
+            raise UnsupportedLayerError(
+                f"operator aten::{name} multiplies two activations, {tuple(x.shape)} by "
+                f"{tuple(weight.shape)}; it has no price"
+            )
 
 
 def _convolution(
@@ -108,13 +141,8 @@ def _convolution(
     )
 
 
-def _linear(name: str, x: Tensor, weight: Tensor) -> ConvLayer:
+def _linear(x: Tensor, weight: Tensor) -> ConvLayer:
     """A product with weights `(in, out)`; several rows are as many pixels."""
-    if weight._base is None and not isinstance(weight, nn.Parameter):
-        raise UnsupportedLayerError(
-            f"operator aten::{name} multiplies two activations, {tuple(x.shape)} by "
-            f"{tuple(weight.shape)}; it has no price"
-        )
     rows = x.shape[0]
     size: Size = 1 if rows == 1 else (rows, 1)
     return ConvLayer(weight.shape[0], weight.shape[1], size, 1, 1, 0, 1, linear=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.errors import CostTableError, MissingCostError
 from apq_optuna.hardware.device import Cost, Key, layer_name
-from apq_optuna.hardware.files import Contents, fault, read_table, write_table
+from apq_optuna.hardware.files import read_table, write_table
+from apq_optuna.hardware.rows import Contents, fault
 from apq_optuna.space import ConvLayer, PlacedLayer, SearchSpace
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class CostTable:
         spreads: Mapping[Key, float] | None = None,
         overhead: Sequence[float] = (0.0, 0.0),
     ) -> None:
+        if not device.strip() or not device.isprintable():
+            raise CostTableError(f"device={device!r}: a name on one line")
         if not entries:
             raise CostTableError(f"the cost table of {device!r} has no entries")
         for key, cost in entries.items():
@@ -54,8 +57,10 @@ class CostTable:
                 raise CostTableError(
                     f"the cost table of {device!r} has {wrong}, for {layer_name(*key)}"
                 )
-        if len(overhead) != len(METRIC_NAMES) or not all(map(math.isfinite, overhead)):
-            raise CostTableError(f"overhead={overhead}: give finite (ms, mJ)")
+        if len(overhead) != len(METRIC_NAMES) or any(fault(value, None) for value in overhead):
+            raise CostTableError(f"overhead={overhead}: give (ms, mJ), finite and not negative")
+        if strangers := [key for key in spreads or {} if key not in entries]:
+            raise CostTableError(f"a spread is of no entry: {layer_name(*strangers[0])}")
         with_energy = sum(energy is not None for _, energy in entries.values())
         if with_energy not in (0, len(entries)):
             lacking = next(key for key, (_, energy) in entries.items() if energy is None)
@@ -63,11 +68,15 @@ class CostTable:
                 f"the cost table of {device!r} has energies for some entries only; "
                 f"{layer_name(*lacking)} has none"
             )
-        self.entries = dict(entries)
+        # plain floats, whatever a device answers with: files and digests depend on their text
+        self.entries: dict[Key, Cost] = {
+            key: (float(ms), None if mj is None else float(mj))
+            for key, (ms, mj) in entries.items()
+        }
         self.device = device
-        self.provenance = dict(provenance or {})
+        self.provenance = dict(json.loads(json.dumps(dict(provenance or {}), default=str)))
         self.partial = partial
-        self.spreads = dict(spreads or {})
+        self.spreads = {key: float(spread) for key, spread in (spreads or {}).items()}
         self.overhead = tuple(float(value) for value in overhead)
         self.metric_names = METRIC_NAMES if with_energy else METRIC_NAMES[:1]
 
@@ -120,6 +129,9 @@ class CostTable:
         """The same table with its latencies scaled and an overhead, as whole networks told.
 
         Energies are left as they are. The correction is written into the provenance.
+
+        Raises:
+            CostTableError: The correction makes costs negative.
         """
         entries = {key: (ms * correction.scale, mj) for key, (ms, mj) in self.entries.items()}
         overhead = (
@@ -146,7 +158,10 @@ class CostTable:
         return CompiledCosts(self, space)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the table as CSV if the name ends in .csv, else as JSON; `load` reads both."""
+        """Writes the table as CSV if the name ends in .csv, else as JSON; returns the path.
+
+        `load` reads both.
+        """
         contents = Contents(
             self.device, self.entries, self.spreads, self.provenance, self.partial, self.overhead
         )
