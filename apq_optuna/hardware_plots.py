@@ -31,12 +31,12 @@ def layer_figure(found: LayerCosts) -> go.Figure:
     )  # fmt: skip
     pairs = [(i, j) for i in range(len(found.bits)) for j in range(len(found.bits))]
     for row, _ in enumerate(found.metric_names):
-        for i, j, name in _curves(found, pairs, row):
+        for i, j, name, dash in _curves(found, pairs, row):
             values = found.costs[i, j, :, row]
             figure.add_scatter(
                 x=found.channels, y=values, mode="lines" if len(values) > 20 else "lines+markers",
                 name=name, legendgroup=name, showlegend=row == 0,
-                line={"color": _colour(found.bits[i]), "dash": _DASHES[j % len(_DASHES)],
+                line={"color": _colour(found.bits[i]), "dash": dash,
                       "width": 3 if i == j else 1.3},
                 hovertemplate=f"{name}, %{{x}} channels: %{{y:.4g}}<extra></extra>",
                 row=row + 1, col=1,
@@ -157,8 +157,8 @@ def write_figure(figure: go.Figure, path: Path) -> Path:
 
 def _curves(
     found: LayerCosts, pairs: Sequence[tuple[int, int]], metric: int
-) -> list[tuple[int, int, str]]:
-    """(weight index, activation index, name) of each different curve; those alike share one."""
+) -> list[tuple[int, int, str, str]]:
+    """(weight index, activation index, name, dash) of each curve; those alike are one."""
     alike: dict[bytes, list[tuple[int, int]]] = {}
     for i, j in pairs:
         values = found.costs[i, j, :, metric]
@@ -168,7 +168,8 @@ def _curves(
     for members in alike.values():
         names = [f"W{found.bits[i]}A{found.bits[j]}" for i, j in members]
         name = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} alike"
-        curves.append((*members[-1], name))
+        dash = _DASHES[members[0][1] % len(_DASHES)] if len(names) == 1 else "solid"
+        curves.append((*members[-1], name, dash))
     return curves
 
 
