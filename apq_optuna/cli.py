@@ -22,7 +22,7 @@ The steps, in order; every one goes on where it was stopped:
   report     its Pareto front as an HTML page, and inside optuna-dashboard
   finetune   the trial you choose, finished, tested once and saved
 and beside them:
-  quickstart all of it on a small embedded data set, in about a minute and a half
+  quickstart all of it on a small embedded data set, in two or three minutes
   hardware   cost tables: build, check, show, compare; price any torchvision model
 """
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     arguments = _parser().parse_args(argv)
     arguments.started = started
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
     try:
         status = arguments.run_command(arguments)
         return int(status or 0)
@@ -217,6 +218,7 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     _one_device(build)
     _space(build)
     build.add_argument("--out", type=Path, required=True, help="FILE.json or FILE.csv")
+    build.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     build.add_argument("--networks", type=int, metavar="K",
                        help="whole networks that correct the sums of a device that can run them "
                        "(default 5; 0 for none)")  # fmt: skip

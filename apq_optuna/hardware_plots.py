@@ -72,7 +72,8 @@ def comparison_figure(found: Comparison) -> go.Figure:
     figure.add_scatter(
         x=found.latencies[0], y=found.latencies[1], mode="markers", showlegend=False,
         marker={"color": found.mean_bits, "colorscale": BIT_COLOURS, "size": 5, "cmin": 2,
-                "cmax": 8, "colorbar": {"title": "bits", "x": 0.47, "len": 0.9, "thickness": 14}},
+                "cmax": 8, "colorbar": {"title": "mean<br>bits", "x": 0.47, "len": 0.9,
+                                       "thickness": 14}},
         hovertemplate="%{x:.4g} ms, %{y:.4g} ms<extra></extra>", row=1, col=1,
     )  # fmt: skip
     figure.update_xaxes(title_text=f"{first}, ms", row=1, col=1)
@@ -100,7 +101,7 @@ def predicted_figure(front: PredictedFront) -> go.Figure:
             hovertemplate="%{x:.4g}: %{y:.4f}<extra></extra>", row=1, col=column,
         )  # fmt: skip
         figure.update_xaxes(title_text=title_of(metric), row=1, col=column)
-    figure.update_yaxes(title_text="predicted accuracy", row=1, col=1)
+    figure.update_yaxes(title_text="predicted accuracy, 95 % interval", row=1, col=1)
     title = f"Front on {front.device}, predicted from {front.trials} trials"
     return layout(figure, title)
 
@@ -151,7 +152,9 @@ def networks_figure(networks: Sequence[tuple[str, Subnet]]) -> go.Figure:
 
 def write_figure(figure: go.Figure, path: Path) -> Path:
     """Writes a figure as a page that needs no network."""
-    replace_file(path, figure.to_html(include_plotlyjs=True).encode())
+    replace_file(
+        path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+    )
     return path
 
 

@@ -6,11 +6,13 @@ device's cost table, gives the front there: predicted accuracies against exact c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 
 from apq_optuna._optuna import set_study_attribute, study_attribute
@@ -121,7 +123,9 @@ class PredictedFront:
             params = self.space.to_params(self.genotypes[i])
             study.enqueue_trial(params, user_attrs=expected, skip_if_exists=True)
         if study.metric_names is None:
-            study.set_metric_names(names)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(names)
         if stored is None:
             set_study_attribute(study, "space", space)
         return len(study.get_trials(deepcopy=False)) - before
@@ -207,7 +211,7 @@ def predicted_front(
     return PredictedFront(
         space,
         found.genotypes,
-        mean,
+        np.clip(mean, 0.0, 1.0),
         std * spread_factor(snapshot, 0),
         found.values[:, 1:],
         tuple(compiled.metric_names),

@@ -37,6 +37,8 @@ def test_the_whole_job(
     assert main([*search, "--trials", "8", "--budget", "latency_ms=0.1"]) == 0
     out = capsys.readouterr().out
     assert "6 of 8 trials done" in out
+    again = "search --run run --steps 2 --images 200 --budget latency_ms=0.1 --trials 16"
+    assert f"resume or extend: apq-optuna {again}" in out
     assert "measuring the largest network" not in out  # kept in the study
     study = optuna.load_study(study_name="search", storage="sqlite:///run/apq.db")
     assert len(study.trials) == 8
@@ -60,8 +62,15 @@ def test_the_whole_job(
     assert "predicted front on bitserial with latency_ms <= 0.03" in out
     assert re.search(r"[\d.]+ s from the command to this front; nothing was trained", out)
     assert "2 of the most accurate networks enqueued in study 'search-bitserial'" in out
-    assert "--study search-bitserial --hardware bitserial --source-study search --trials 2" in out
-    assert Path("run/search-bitserial.html").exists()
+    assert (
+        "--study search-bitserial --hardware bitserial --source-study search --steps 2 "
+        "--finetune-rate 0.001 --images 200 --budget latency_ms=0.03 --trials 2" in out
+    )
+    assert Path("run/predicted-search-bitserial.html").exists()
+    assert main(["search", *run, "--predict-only", "--hardware", "bitserial",
+                 "--max-latency-ms", "0.03", "--enqueue", "2"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "0 of the most accurate networks enqueued" in out and "(2 of them were there" in out
     assert main(["search", *run, "--study", "search-bitserial", "--hardware", "bitserial",
                  "--source-study", "search", "--trials", "2", "--steps", "1", "--images", "50",
                  "--no-baselines", "--measure-on", "cpu"]) == 0  # fmt: skip
@@ -146,6 +155,10 @@ def test_hardware_commands(
     assert "hardware check b.json --preset digits" in capsys.readouterr().out
     assert main([*build, "--out", "s.csv", "--device", "bitserial", "--set", "batch=4"]) == 0
     assert CostTable.load("s.csv").provenance["parameters"]["batch"] == 4
+    capsys.readouterr()
+    assert main([*build, "--out", "s.csv"]) == 2  # a table made by hand might be there
+    assert "--out s.csv exists; give --overwrite" in capsys.readouterr().err
+    assert main([*build, "--out", "s.csv", "--overwrite", "--device", "bitserial"]) == 0
     capsys.readouterr()
     assert main(["hardware", "check", "b.json", *digits]) == 0
     out = capsys.readouterr().out

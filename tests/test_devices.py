@@ -268,6 +268,28 @@ def test_an_answer_that_is_no_cost_stops_the_build_and_is_not_kept(
     assert all(ms > 0 for ms, _ in table.entries.values())
 
 
+def test_an_answer_of_another_shape_is_named() -> None:
+    class Alone(Bench):
+        def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
+            return 1.0  # type: ignore[return-value]
+
+    with pytest.raises(CostTableError, match=r"'bench' answers 1.0; a cost is \(latency in ms"):
+        Alone().table(SPACE)
+
+
+def test_a_device_whose_source_has_changed_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "first_board.py").write_text(textwrap.dedent(BOARD))
+    (tmp_path / "fixed_board.py").write_text(textwrap.dedent(BOARD).replace("1e-6", "2e-6"))
+    journal = tmp_path / "t.journal"
+    find_device("first_board:Board").table(SPACE, journal=journal)
+    with pytest.raises(CostTableError, match=r"another table \(source '.*', now"):
+        find_device("fixed_board:Board").table(SPACE, journal=journal)
+
+
 def test_answers_of_numpy_are_kept_as_numbers(tmp_path: Path) -> None:
     class Lab(Bench):
         def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:

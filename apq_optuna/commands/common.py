@@ -83,6 +83,11 @@ def storage_url(arguments: Any) -> str:
     return arguments.storage or f"sqlite:///{run_folder(arguments) / 'apq.db'}"
 
 
+def file_name(device: str) -> str:
+    """A device's name as a part of a file's."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", device)
+
+
 def is_table_file(name: str) -> bool:
     """Whether a name on the command line is of a cost table's file rather than of a device."""
     return Path(name).suffix.lower() in (".json", ".csv")
@@ -103,7 +108,7 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
     if device.rounds == 1:
         return device.table(supernet.space)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"hardware-{re.sub(r'[^A-Za-z0-9.-]+', '-', device.name)}.json"
+    path = folder / f"hardware-{file_name(device.name)}.json"
     networks = CORRECTING_NETWORKS if device.runs_networks else 0
     with _alone(path):  # workers that start together: one measures, the others wait for it
         if path.exists():
@@ -116,6 +121,7 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
                 f"{path} was measured otherwise ({other}): measuring anew; to go on with the old "
                 "one, move it and give it as --hardware"
             )
+        say(f"measuring the costs of {device.name}, kept in {path}")
         return measured_table(device, supernet.space, path, networks=networks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ def _build(arguments: Any) -> None:
         raise InvalidArgumentError("--widths goes with --template")
     device = _device(arguments)
     networks = arguments.networks
+    if out.exists() and not arguments.overwrite:
+        raise InvalidArgumentError(f"--out {out} exists; give --overwrite, or another name")
     if networks is not None and networks < 0:
         raise InvalidArgumentError(f"--networks {networks}: cannot be negative")
     if networks is None:
@@ -82,7 +85,8 @@ def _template(space: SearchSpace, widths: Sequence[int] | None, out: Path) -> No
     rows = write_template(out, needed_entries(space, widths or known))
     say(
         f"{rows} rows without costs: {out}\nfill in latency_ms and energy_mj (or delete that "
-        "column), and delete rows of what the device cannot run"
+        "column), and delete rows of what the device cannot run; the layers every network has "
+        "are at 8 bits"
     )
 
 
@@ -134,7 +138,9 @@ def _price(arguments: Any) -> None:
 
     device = _device(arguments)
     try:
-        model = models.get_model(arguments.model, weights=None)
+        builder = models.get_model_builder(arguments.model)
+        backbone = "weights_backbone" in inspect.signature(builder).parameters
+        model = builder(weights=None, **({"weights_backbone": None} if backbone else {}))
     except ValueError as error:
         raise InvalidArgumentError(f"--model {arguments.model!r}: {error}") from error
     layers = layers_of(model, (3, arguments.image_size, arguments.image_size))

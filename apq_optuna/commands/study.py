@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apq_optuna.commands.common import (
     cost_table,
+    file_name,
     find_study,
     load_images,
     load_supernet,
@@ -106,24 +108,29 @@ def _predict(arguments: Any, budgets: dict[str, float]) -> None:
     say(
         f"predicted front on {costs.device}{' with ' * bool(limits)}{limits}: {len(front)} "
         f"networks out of {front.evaluated} looked at, from {front.trials} trials of study "
-        f"{study.study_name!r}\n{front.table()}"
+        f"{study.study_name!r}; {min(len(front), 16)} of them, +- is one standard deviation:\n"
+        f"{front.table()}"
     )
     say(
         f"{time.perf_counter() - arguments.started:.1f} s from the command to this front; "
         "nothing was trained"
     )
     if arguments.enqueue is not None:
-        _enqueue(arguments, study, front)
+        _enqueue(arguments, study, front, budgets)
     from apq_optuna.hardware_plots import predicted_figure, write_figure
 
-    path = arguments.report or run_folder(arguments) / f"{arguments.study}-{costs.device}.html"
+    file = f"predicted-{arguments.study}-{file_name(costs.device)}.html"
+    path = arguments.report or run_folder(arguments) / file
     say(f"picture: {write_figure(predicted_figure(front), path)}")
 
 
-def _enqueue(arguments: Any, study: Study, front: PredictedFront) -> None:
+def _enqueue(
+    arguments: Any, study: Study, front: PredictedFront, budgets: dict[str, float]
+) -> None:
     import optuna
+    from optuna.trial import TrialState
 
-    from apq_optuna._optuna import storage_of
+    from apq_optuna._optuna import storage_of, study_attribute
 
     name = arguments.into or f"{study.study_name}-{front.device}"
     directions: list[Literal["minimize", "maximize"]] = ["minimize"] * len(front.metric_names)
@@ -132,13 +139,27 @@ def _enqueue(arguments: Any, study: Study, front: PredictedFront) -> None:
         study_name=name, storage=storage_of(study), directions=directions, load_if_exists=True
     )
     added = front.enqueue(target, arguments.enqueue)
-    say(f"{added} of the most accurate networks enqueued in study {name!r}; run them:")
-    storage = f" --storage {arguments.storage}" if arguments.storage else ""
-    hardware = f" --hardware {arguments.hardware}" if arguments.hardware else ""
-    say(
-        f"  {program_path()} search --run {arguments.run}{storage} --study {name}{hardware} "
-        f"--source-study {study.study_name} --trials {max(added, 1)}"
+    waiting = len(target.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    known = f" ({arguments.enqueue - added} of them were there already)" * (
+        added < arguments.enqueue
     )
+    say(f"{added} of the most accurate networks enqueued in study {name!r}{known}; run them:")
+    words = ["search", "--run", str(arguments.run), "--study", name]
+    words += ["--storage", arguments.storage] if arguments.storage else []
+    words += ["--hardware", arguments.hardware] if arguments.hardware else []
+    words += ["--source-study", study.study_name]
+    # as the study was measured, or its accuracies would not compare
+    conditions = study_attribute(study, "objective") or {}
+    for option, condition in (
+        ("--steps", "finetune steps"), ("--finetune-rate", "finetune learning_rate"),
+        ("--images", "images"),
+    ):  # fmt: skip
+        if conditions.get(condition) is not None:
+            words += [option, str(conditions[condition])]
+    for metric, limit in budgets.items():
+        words += ["--budget", f"{metric}={limit:g}"]
+    words += ["--trials", str(max(_completed(target) + waiting, 1))]
+    say(f"  {program_path()} {shlex.join(words)}")
 
 
 def _sampler(kind: str, seed: int, supernet: OnceForAllNet, costs: CostTable, store: Any,
@@ -248,13 +269,20 @@ def _run_study(
     drawing.write(study)
     say(f"report: {path}")
     program = program_path()
-    again = (
-        "quickstart" if arguments.command == "quickstart" else f"search --run {arguments.run} ..."
-    )
     say(f"dashboard: {program.with_name('optuna-dashboard')} {url}")
-    say(f"resume or extend: {program} {again} --trials {2 * arguments.trials}")
+    say(f"resume or extend: {program} {_extended(arguments)}")
     say(f"next: {program} finetune --run {arguments.run} --study {study_name} --trial N")
     return study
+
+
+def _extended(arguments: Any) -> str:
+    """The words of this command, with twice the trials."""
+    words = list(arguments.words)
+    while "--trials" in words:
+        place = words.index("--trials")
+        del words[place : place + 2]
+    words = [word for word in words if not word.startswith("--trials=")]
+    return shlex.join([*words, "--trials", str(2 * arguments.trials)])
 
 
 def _quiet() -> None:

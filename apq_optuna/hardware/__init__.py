@@ -10,6 +10,7 @@ from apq_optuna.hardware.device import Device, Measurement
 from apq_optuna.hardware.find import DEVICES, find_device, known_devices
 from apq_optuna.hardware.layers import layers_of
 from apq_optuna.hardware.table import CostTable
+from apq_optuna.space import ConvLayer
 
 __all__ = [
     "CPU",
@@ -17,6 +18,7 @@ __all__ = [
     "BitFusion",
     "BitSerial",
     "CompiledCosts",
+    "ConvLayer",
     "Correction",
     "CostTable",
     "Device",

@@ -67,7 +67,8 @@ def build_table(
             missing = [pair for pair in runs[layer] if (turn, layer, *pair) not in found]
             if missing:
                 costs = device.costs(layer, missing)
-                for pair, cost in zip(missing, map(_plain, costs), strict=True):
+                for pair, answer in zip(missing, costs, strict=True):
+                    cost = _plain(device, answer)
                     if wrong := fault(*cost):
                         raise CostTableError(
                             f"the device {device.name!r} answers {wrong}, for "
@@ -103,14 +104,21 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
     if not common or not fixed <= set(device.bits):
         raise MissingCostError(
             f"device {device.name!r} executes {list(device.bits)} bits: a table needs some of the "
-            f"space's {list(space_bits(space))}, and {sorted(fixed)} for its fixed layers"
+            f"space's {list(space_bits(space))}, and {sorted(fixed)} for its fixed layers; "
+            "set its `bits`"
         )
 
 
-def _plain(cost: Cost) -> Cost:
+def _plain(device: Device, answer: Cost) -> Cost:
     """A device's answer as plain floats."""
-    ms, mj = cost
-    return float(ms), None if mj is None else float(mj)
+    try:
+        ms, mj = answer
+        return float(ms), None if mj is None else float(mj)
+    except (TypeError, ValueError) as error:
+        raise CostTableError(
+            f"the device {device.name!r} answers {answer!r}; a cost is (latency in ms, energy in "
+            "mJ or None)"
+        ) from error
 
 
 def _visits(layers: list[ConvLayer], rounds: int) -> list[Visit]:

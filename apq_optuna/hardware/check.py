@@ -80,6 +80,8 @@ def check_table(table: CostTable, space: SearchSpace) -> TableCheck:
     check = TableCheck()
     layers = searched_layers(space)
     _coverage(check, table, space, layers)
+    if len(table.metric_names) == 1:
+        check.notes.append("no energies: latency is the only cost")
     there = [layer for layer in layers if _any(table, layer, space)]
     for column, metric in enumerate(table.metric_names):
         _monotonicity(check, table, space, there, column, metric)
@@ -123,8 +125,8 @@ def _coverage(
     if holes:
         widths = sorted({f"W{w}A{a}" for _, w, a in holes})
         check.notes.append(
-            f"{len(holes)} layers at some bit-widths are in no entry ({_examples(widths)}): no "
-            "network with them is proposed"
+            f"{len(holes)} pairs of a layer and bit-widths are in no entry ({_examples(widths)}): "
+            "no network with them is proposed"
         )
     if not absent:
         try:

@@ -224,7 +224,7 @@ def _layer_costs(
     if np.isinf(costs).all():
         raise CostTableError(
             f"the cost table of {table.device!r} lacks "
-            f"{layer_name(layer, bits[-1], bits[-1])} and every other bit-width of it; build the "
-            "table for this space"
+            f"{layer_name(layer, bits[-1], bits[-1])} and every other bit-width of it; add it, "
+            "or build the table for this space"
         )
     return costs

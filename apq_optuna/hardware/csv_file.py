@@ -160,7 +160,13 @@ def _read_comment(found: Rows, place: str, line: str) -> None:
 
 
 def _checked_columns(found: Rows, place: str, columns: list[str]) -> list[str]:
-    for name in columns:
+    if columns[0].replace(".", "").isdigit():
+        raise found.fail(place, "the first row names the columns, but this one holds numbers")
+    if any("\t" in name for name in columns):
+        raise found.fail(place, "columns are separated by tabs; save it with commas or semicolons")
+    for number, name in enumerate(columns, 1):
+        if not name:
+            raise found.fail(place, f"column {number} has no name: delete it")
         metric = next((m for m in UNITS if name.startswith(m)), None)
         if metric and name not in _COLUMNS:
             right = f"{metric}_{UNITS[metric].lower()}"
@@ -176,8 +182,8 @@ def _checked_columns(found: Rows, place: str, columns: list[str]) -> list[str]:
         raise found.fail(
             place, f"the first row names the columns; {lacking} are missing from {columns[:8]}"
         )
-    if len(set(columns)) < len(columns):
-        raise found.fail(place, "a column is named twice")
+    if twice := [name for i, name in enumerate(columns) if name in columns[:i]]:
+        raise found.fail(place, f"column {twice[0]!r} is there twice")
     return columns
 
 
@@ -191,11 +197,11 @@ def _add(found: Rows, place: str, row: Mapping[str, str]) -> None:
         cost = name.endswith(("_ms", "_mj"))
         try:
             if name in PAIRS:
-                values[name] = as_size([int(part) for part in cell.lower().split("x")])
+                values[name] = as_size([_whole(part) for part in cell.lower().split("x")])
             elif name == "linear":
                 values[name] = _TRUTH[cell.lower()]
             else:
-                values[name] = float(cell) if cost else int(cell)
+                values[name] = float(cell) if cost else _whole(cell)
         except (ValueError, KeyError) as error:
             expected = "a number" if cost else "a whole number"
             expected = "0 or 1" if name == "linear" else expected
@@ -204,3 +210,11 @@ def _add(found: Rows, place: str, row: Mapping[str, str]) -> None:
     key = (layer_of(values), values["w_bits"], values["a_bits"])
     cost_of = (values["latency_ms"], values.get("energy_mj"))
     found.add(place, key, cost_of, values.get("latency_spread_ms"))
+
+
+def _whole(cell: str) -> int:
+    """A whole number, which some programs save as 8.0."""
+    value = float(cell)
+    if not value.is_integer():
+        raise ValueError(cell)
+    return int(value)

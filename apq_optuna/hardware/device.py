@@ -13,6 +13,9 @@ A device of one's own is a subclass with a name, its bit-widths and one method:
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +29,7 @@ from apq_optuna.space import ConvLayer, SearchSpace, Subnet
 from apq_optuna.space.subnet import (
     Block,
     NetworkSpec,
+    as_pair,
     stage_input_size,
     stem_layers,
     tail_layers,
@@ -133,10 +137,14 @@ class Device:
     def provenance(self) -> dict[str, Any]:
         """Where this device's numbers come from, in JSON types.
 
-        By default its class, bits and rounds, and what its public attributes are. A table that was
-        stopped goes on, and one that a run keeps is used again, only where this is the same.
+        By default its class and a digest of that class's source, bits and rounds, and what its
+        public attributes are. A table that was stopped goes on, and one that a run keeps is used
+        again, only where this is the same.
         """
         about: dict[str, Any] = {"device": self.name, "class": type(self).__qualname__}
+        with contextlib.suppress(OSError, TypeError):  # typed in, or compiled: no source
+            source = inspect.getsource(type(self))
+            about["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
         about |= {"bits": list(self.bits), "rounds": self.rounds}
         public = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         plain = (bool, int, float, str, type(None))
@@ -294,8 +302,11 @@ def needed_entries(
 def layer_name(layer: ConvLayer, w_bits: int, a_bits: int) -> str:
     """What messages call a layer at its bit-widths."""
     kind = "linear" if layer.linear else "depthwise" if layer.depthwise else "convolution"
+    usual = tuple((d * (k - 1)) // 2 for k, d in zip(
+        as_pair(layer.kernel_size), as_pair(layer.dilation), strict=True))  # fmt: skip
+    padding = "" if as_pair(layer.padding) == usual else f" padding {layer.padding}"
     return (
         f"{kind} {layer.in_channels}->{layer.out_channels} kernel {layer.kernel_size} "
-        f"stride {layer.stride} groups {layer.groups} at input {layer.input_size}, "
+        f"stride {layer.stride}{padding} groups {layer.groups} at input {layer.input_size}, "
         f"W{w_bits}A{a_bits}"
     )

@@ -30,7 +30,13 @@ def read_table(path: Path) -> Contents:
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark before the text
     except FileNotFoundError as error:
-        raise CostTableError(f"there is no cost table {path}") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise CostTableError(f"{path} cannot be read as text: {error}") from error
+        journal = path.with_name(path.name + ".journal")
+        hint = f"; its build was stopped ({journal}): run it again" if journal.exists() else ""
+        raise CostTableError(f"there is no cost table {path}{hint}") from error
+    except UnicodeDecodeError as error:
+        raise CostTableError(f"{path} is not text in UTF-8; save it so: {error}") from error
+    except OSError as error:
+        raise CostTableError(f"{path} cannot be read: {error}") from error
+    if text.startswith("PK"):
+        raise CostTableError(f"{path} is a spreadsheet or an archive; save it as .csv")
     return from_csv(path, text) if path.suffix.lower() == ".csv" else from_json(path, text)

@@ -17,7 +17,6 @@ from apq_optuna.errors import CostTableError
 from apq_optuna.hardware.rows import (
     PAIRS,
     SCHEMA,
-    SHAPE,
     UNITS,
     UNREADABLE,
     Contents,
@@ -28,8 +27,7 @@ from apq_optuna.hardware.rows import (
     shape_fault,
 )
 from apq_optuna.space import ConvLayer
-
-_ROW = {*SHAPE, "w_bits", "a_bits", "latency", "energy", "latency_spread"}
+from apq_optuna.space.subnet import Size
 
 _PUBLISHED_FIXED = {
     "head": (ConvLayer(3, 32, 224, 3, 2, 1, 1), 8, 8),
@@ -118,30 +116,29 @@ def _head(path: Path, document: Mapping[str, Any]) -> Contents:
         both = tuple(_number(overhead.get(name, 0.0)) for name in UNITS)
     except UNREADABLE as error:
         raise CostTableError(f"{path}: overhead={overhead!r} is not valid: {error!r}") from error
+    if wrong := [value for value in both if fault(value, None)]:
+        raise CostTableError(f"{path}: overhead {wrong[0]}: finite and not negative is expected")
     device = str(document.get("device", path.stem))
     return Contents(device, provenance=provenance, partial=partial, overhead=both)
 
 
 def _add(found: Rows, place: str, row: Any) -> None:
-    try:
-        if unknown := sorted(set(row) - _ROW):
-            raise ValueError(f"unknown name {unknown[0]!r}; allowed are {sorted(_ROW)}")
-        values = {n: row[n] for n in row if n in SHAPE}
-        for name in PAIRS:
-            if name in row:
-                given = row[name] if isinstance(row[name], list) else [row[name]]
-                values[name] = as_size([_whole(value) for value in given])
-        for name in ("in_channels", "out_channels", "groups"):
-            values[name] = _whole(row[name])
-        if not isinstance(row.get("linear", False), bool):
-            raise ValueError(f"linear={row['linear']!r}: true or false")
-        key = (layer_of(values), _whole(row["w_bits"]), _whole(row["a_bits"]))
-        energy, spread = row.get("energy"), row.get("latency_spread")
-        cost = (_number(row["latency"]), None if energy is None else _number(energy))
-        spread = None if spread is None else _number(spread)
-    except UNREADABLE as error:
-        raise found.fail(place, f"is not valid: {error!r}") from error
-    found.add(place, key, cost, spread)
+    if not isinstance(row, dict):
+        raise found.fail(place, f"{row!r}: an object is expected")
+    if unknown := sorted(set(row) - _ROW):
+        raise found.fail(place, f"unknown name {unknown[0]!r}; allowed are {sorted(_ROW)}")
+    values: dict[str, Any] = {}
+    for name in _READERS:
+        try:
+            if name in row and (row[name] is not None or name in _NEEDED):
+                values[name] = _READERS[name](row[name])
+        except UNREADABLE as error:
+            raise found.fail(place, f"{name}={row[name]!r}: {error}") from error
+    if lacking := [name for name in _NEEDED if name not in values]:
+        raise found.fail(place, f"{lacking[0]} is missing")
+    key = (layer_of(values), values["w_bits"], values["a_bits"])
+    cost = (values["latency"], values.get("energy"))
+    found.add(place, key, cost, values.get("latency_spread"))
 
 
 def _from_published(path: Path, text: str, document: Mapping[str, Any]) -> Contents:
@@ -176,14 +173,35 @@ def _from_published(path: Path, text: str, document: Mapping[str, Any]) -> Conte
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r}: a whole number is expected")
+        raise ValueError("a whole number is expected")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r}: a number is expected")
+        raise ValueError("a number is expected")
     return float(value)
+
+
+def _size(value: Any) -> Size:
+    return as_size([_whole(v) for v in (value if isinstance(value, list) else [value])])
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false is expected")
+    return value
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("in_channels", "out_channels", "groups", "w_bits", "a_bits"), _whole),
+    **dict.fromkeys(PAIRS, _size),
+    **dict.fromkeys(("latency", "energy", "latency_spread"), _number),
+    "linear": _truth,
+}
+_ROW = set(_READERS)
+_NEEDED = ("in_channels", "out_channels", "input_size", "kernel_size", "w_bits", "a_bits",
+           "latency")  # fmt: skip
 
 
 # ---------------------------------------------------------------------- lines

@@ -15,15 +15,19 @@ from apq_optuna.hardware.device import whole_number
 from apq_optuna.space import ConvLayer
 from apq_optuna.space.subnet import Size
 
-# Operators that compute products of matrices or slide kernels: priced below, or refused by name.
-_COMPUTES = (
-    "conv", "mm", "matmul", "linear", "attention", "einsum", "dot", "mv", "lstm", "gru", "rnn",
-    "bilinear", "embedding", "fft", "cdist", "baddbmm", "grid_sampler", "linalg", "deform", "roi_",
-    "pdist",
-)  # fmt: skip
+# What costs nothing beside convolutions and products, by words in the operators' names. Pointwise
+# operators and views are free by their nature; whatever is not known to be free is an error.
 _FREE = (
-    "upsample_bilinear", "convert_element_type", "native_dropout",
+    "pool", "norm", "cat", "stack", "pad", "upsample", "softmax", "dropout", "bernoulli", "mean",
+    "sum", "max", "min", "var", "std", "clone", "copy", "contiguous", "empty", "zeros", "ones",
+    "full", "arange", "scalar", "tensor", "split", "chunk", "roll", "flip", "repeat", "shuffle",
+    "index", "gather", "slice", "im2col", "local_scalar", "lift", "detach", "randperm", "relu",
+    "hardtanh", "softplus", "glu", "channel", "rand", "fill", "clamp", "all", "any", "argsort",
+    "view", "linspace", "cumsum", "eye", "tril", "triu", "meshgrid", "equal", "where", "zero",
+    "as_strided", "sort", "topk", "median", "one_hot", "unique", "nonzero", "expand", "set_",
+    "swish", "sigmoid", "silu", "mish", "elu", "tanh", "hardshrink",
 )  # fmt: skip
+_NOT_FREE = ("layer_fwd", "attention", "embedding", "grid", "cdist", "roi_", "nms")
 
 
 def layers_of(module: nn.Module, input_shape: Sequence[int]) -> list[ConvLayer]:
@@ -96,7 +100,7 @@ class _Recorder(TorchDispatchMode):
             x, weight = (args[1], args[2]) if name == "addmm" else (args[0], args[1])
             self._refuse_two(name, x, weight)
             self.layers.append(_linear(x, weight))
-        elif any(word in name for word in _COMPUTES) and not name.startswith(_FREE):
+        elif not _is_free(func, name):
             shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
             raise UnsupportedLayerError(
                 f"operator aten::{name} on {shapes} computes but is neither a 2-d convolution nor "
@@ -118,6 +122,17 @@ class _Recorder(TorchDispatchMode):
                 f"operator aten::{name} multiplies two activations, {tuple(x.shape)} by "
                 f"{tuple(weight.shape)}; it has no price"
             )
+
+
+def _is_free(func: Any, name: str) -> bool:
+    if any(word in name for word in _NOT_FREE):
+        return False
+    # an operator in place is what its functional form is
+    forms = getattr(torch.ops.aten, name.rstrip("_"), None)
+    kinds = [func] if forms is None else [func, *(getattr(forms, o) for o in forms.overloads())]
+    if func.is_view or any(torch.Tag.pointwise in kind.tags for kind in kinds):
+        return True
+    return any(word in name for word in _FREE)
 
 
 def _convolution(

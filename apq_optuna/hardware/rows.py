@@ -140,5 +140,5 @@ def as_size(values: list[int]) -> Size:
         ValueError: Another number of them.
     """
     if not 1 <= len(values) <= 2:
-        raise ValueError(f"{values}: one number, or height and width")
+        raise ValueError("one number, or height and width")
     return values[0] if values[0] == values[-1] else (values[0], values[1])
