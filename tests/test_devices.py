@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +289,24 @@ def test_a_device_whose_source_has_changed_begins_anew(
     find_device("first_board:Board").table(SPACE, journal=journal)
     with pytest.raises(CostTableError, match=r"another table \(source '.*', now"):
         find_device("fixed_board:Board").table(SPACE, journal=journal)
+
+
+def test_what_a_device_counts_does_not_make_its_table_anothers() -> None:
+    class Counting(Bench):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
+            self.calls += 1
+            return super().cost(layer, w_bits, a_bits)
+
+        def provenance(self) -> dict[str, Any]:
+            return super().provenance() | {"notes": Path("bench.txt")}  # no JSON type
+
+    table = Counting().table(SPACE)
+    assert table.provenance["calls"] == 0
+    assert table.provenance["notes"] == "bench.txt"
 
 
 def test_answers_of_numpy_are_kept_as_numbers(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
 
 def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) -> str:
     """What a kept table has other than the device now; empty where nothing."""
-    now = json.loads(json.dumps(device.provenance() | {"space": space.hash}))
+    now = json.loads(json.dumps(device.provenance() | {"space": space.hash}, default=str))
     differing = [name for name in now if table.provenance.get(name) != now[name]]
     return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
 

@@ -146,6 +146,7 @@ def _enqueue(
     say(f"{added} of the most accurate networks enqueued in study {name!r}{known}; run them:")
     words = ["search", "--run", str(arguments.run), "--study", name]
     words += ["--storage", arguments.storage] if arguments.storage else []
+    words += ["--data", arguments.data] if arguments.data else []
     words += ["--hardware", arguments.hardware] if arguments.hardware else []
     words += ["--source-study", study.study_name]
     # as the study was measured, or its accuracies would not compare
@@ -157,7 +158,7 @@ def _enqueue(
         if conditions.get(condition) is not None:
             words += [option, str(conditions[condition])]
     for metric, limit in budgets.items():
-        words += ["--budget", f"{metric}={limit:g}"]
+        words += ["--budget", f"{metric}={limit!r}"]
     words += ["--trials", str(max(_completed(target) + waiting, 1))]
     say(f"  {program_path()} {shlex.join(words)}")
 

@@ -60,7 +60,9 @@ def build_table(
         for layer, pairs in needed.items()
     }
     found: dict[tuple[int, ConvLayer, int, int], Cost] = {}
-    about = {"device": device.name, "space": space.hash, "made by": device.provenance()}
+    # asked once: a device may count what it does in attributes of its own
+    provenance = json.loads(json.dumps(device.provenance(), default=str))
+    about = {"device": device.name, "space": space.hash, "made by": provenance}
     with _journal(journal, about, found) as file:
         visits = _visits(list(needed), device.rounds)
         for done, (turn, layer) in enumerate(visits):
@@ -92,9 +94,7 @@ def build_table(
             rounds = [found[turn, layer, *run] for turn in range(device.rounds)]
             entries[layer, w, a], spreads[layer, w, a] = _summary(rounds)
     made = {"created": datetime.date.today().isoformat(), "space": space.hash}
-    return CostTable(
-        entries, device=device.name, provenance=device.provenance() | made, spreads=spreads
-    )
+    return CostTable(entries, device=device.name, provenance=provenance | made, spreads=spreads)
 
 
 def _check_widths(device: Device, space: SearchSpace) -> None:
@@ -174,7 +174,7 @@ def _journal(
         if not header.encode().startswith(content[:1]):
             raise CostTableError(f"{path} is not the journal of a table")
         if whole:
-            _read(path, whole, json.loads(header), found)
+            _read(path, whole, about, found)
         os.truncate(path, len(whole))
         if not whole:
             file.write(header + "\n")

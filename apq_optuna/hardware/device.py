@@ -269,8 +269,13 @@ def whole_number(name: str, value: object, least: int = 1) -> None:
 
 def positive(name: str, value: object, *, zero: bool = False) -> None:
     """Raises `InvalidArgumentError` for a parameter that is no finite number above 0."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (value > 0 or (zero and value == 0)):  # type: ignore[operator]
+    number = float(value) if isinstance(value, int | float) else math.nan
+    if (
+        isinstance(value, bool)
+        or not math.isfinite(number)
+        or number < 0
+        or (number == 0 and not zero)
+    ):
         raise InvalidArgumentError(
             f"{name}={value!r}: {'cannot be negative' if zero else 'must be positive'}"
         )

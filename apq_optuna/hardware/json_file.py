@@ -255,8 +255,8 @@ def _with_lines(message: str, text: str) -> str:
 def _line_of_repeat(text: str, name: str) -> int:
     start = 0
     try:
-        for start in _entries(text, _once):  # noqa: B007  (where it stopped is what counts)
-            pass
+        for place in _entries(text, _once):
+            start = place  # the last one before the repeat is met
     except _RepeatedNameError:
         return text.count("\n", 0, start) + 1
     again = text.find(name, text.find(name) + 1)

@@ -25,7 +25,8 @@ _FREE = (
     "hardtanh", "softplus", "glu", "channel", "rand", "fill", "clamp", "all", "any", "argsort",
     "view", "linspace", "cumsum", "eye", "tril", "triu", "meshgrid", "equal", "where", "zero",
     "as_strided", "sort", "topk", "median", "one_hot", "unique", "nonzero", "expand", "set_",
-    "swish", "sigmoid", "silu", "mish", "elu", "tanh", "hardshrink",
+    "scatter", "masked", "prod", "diag", "col2im", "swish", "sigmoid", "silu", "mish",
+    "elu", "tanh", "hardshrink",
 )  # fmt: skip
 _NOT_FREE = ("layer_fwd", "attention", "embedding", "grid", "cdist", "roi_", "nms")
 
@@ -130,7 +131,7 @@ def _is_free(func: Any, name: str) -> bool:
     # an operator in place is what its functional form is
     forms = getattr(torch.ops.aten, name.rstrip("_"), None)
     kinds = [func] if forms is None else [func, *(getattr(forms, o) for o in forms.overloads())]
-    if func.is_view or any(torch.Tag.pointwise in kind.tags for kind in kinds):
+    if any(kind.is_view or torch.Tag.pointwise in kind.tags for kind in kinds):
         return True
     return any(word in name for word in _FREE)
 
