@@ -23,7 +23,7 @@ _HOMES = {
     "PairStore": "pairs",
     "ParetoReport": "report",
     "SearchSpace": "space",
-    "Subnet": "space",
+    "Subnet": "networks",
     "TrainingPlan": "supernet",
     "collect_pairs": "collect",
     "finish": "finishing",
@@ -37,7 +37,9 @@ _HOMES = {
 _MODULES = (
     "data",
     "errors",
+    "export",
     "hardware",
+    "networks",
     "predictor",
     "quantization",
     "search",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from apq_optuna.errors import ApqError
     from apq_optuna.finishing import finish
     from apq_optuna.hardware import CostTable, layers_of
+    from apq_optuna.networks import Subnet
     from apq_optuna.objective import Objective
     from apq_optuna.pairs import PairStore
     from apq_optuna.prediction import predicted_front
@@ -84,7 +87,7 @@ if TYPE_CHECKING:
     from apq_optuna.quantization import FinetuneOptions, load_network
     from apq_optuna.report import ParetoReport
     from apq_optuna.sampler import APQSampler
-    from apq_optuna.space import SearchSpace, Subnet
+    from apq_optuna.space import SearchSpace
     from apq_optuna.storage import open_storage
     from apq_optuna.supernet import OnceForAllNet, TrainingPlan, train_supernet
 

@@ -243,9 +243,9 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     _parameters(show)
     _space(show)
     show.add_argument("--layer", metavar="NAME",
-                      help="stageS.blockB.expand, .depthwise or .project (default: the last "
-                      "stage's first depthwise)")  # fmt: skip
-    show.add_argument("--kernel", type=int, help="of that block (default: the largest)")
+                      help="a searched layer; an unknown name says which there are (default: the "
+                      "last that every network has, a depthwise one if there is)")  # fmt: skip
+    show.add_argument("--kernel", type=int, help="where it is a choice (default: the largest)")
     show.add_argument("--out", type=Path, help="HTML file (default: DEVICE-LAYER.html)")
     compare = action(
         "compare", "Price the same random networks on two devices.",

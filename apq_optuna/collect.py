@@ -15,17 +15,17 @@ import torch
 
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.networks import Genotypes
 from apq_optuna.pairs import PairStore
 from apq_optuna.quantization import fp32_network
-from apq_optuna.space.space import Genotypes
-from apq_optuna.supernet import OnceForAllNet, accuracy
+from apq_optuna.supernet import Supernet, accuracy
 from apq_optuna.supernet.training import check_data
 
 WRITE_SECONDS = 5.0
 
 
 def collect_pairs(
-    supernet: OnceForAllNet,
+    supernet: Supernet,
     data: ImageData,
     store: PairStore,
     n: int,
@@ -87,7 +87,7 @@ def collect_pairs(
     return len(todo)
 
 
-def architectures(supernet: OnceForAllNet, n: int, seed: int) -> Genotypes:
+def architectures(supernet: Supernet, n: int, seed: int) -> Genotypes:
     """The first `n` distinct architectures of a seed: the largest, the smallest, then random ones.
 
     Fewer where the space has fewer.
@@ -113,7 +113,7 @@ def _write(store: PairStore, buffer: list[tuple[np.ndarray, float]]) -> None:
 
 
 def _evaluate(
-    supernet: OnceForAllNet,
+    supernet: Supernet,
     data: ImageData,
     row: Genotypes,
     settings: tuple[int | None, int, int],
@@ -125,7 +125,7 @@ def _evaluate(
 
 
 def _measure(
-    supernet: OnceForAllNet,
+    supernet: Supernet,
     data: ImageData,
     rows: Genotypes,
     settings: tuple[int | None, int, int],
@@ -142,11 +142,11 @@ def _measure(
         yield from zip(rows, accuracies, strict=True)
 
 
-_state: tuple[OnceForAllNet, ImageData, tuple[int | None, int, int]] | None = None
+_state: tuple[Supernet, ImageData, tuple[int | None, int, int]] | None = None
 
 
 def _start_worker(
-    supernet: OnceForAllNet, data: ImageData, settings: tuple[int | None, int, int]
+    supernet: Supernet, data: ImageData, settings: tuple[int | None, int, int]
 ) -> None:
     global _state
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from typing import Any
 
 from apq_optuna.data import ImageData
 from apq_optuna.hardware import CostTable
+from apq_optuna.networks import Subnet
 from apq_optuna.objective import genotype_seed
 from apq_optuna.quantization import (
     FinetuneOptions,
@@ -18,15 +19,14 @@ from apq_optuna.quantization import (
     quantized_network,
     save_network,
 )
-from apq_optuna.space import Subnet
-from apq_optuna.supernet import OnceForAllNet, SubnetModule, accuracy
+from apq_optuna.supernet import SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
 
 FULL_FINETUNE = FinetuneOptions(batch_size=128, learning_rate=1.5e-3, distillation=0.5)
 
 
 def finish(
-    supernet: OnceForAllNet,
+    supernet: Supernet,
     data: ImageData,
     subnet: Subnet,
     path: str | Path,

@@ -20,6 +20,7 @@ from apq_optuna._optuna import (
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
 from apq_optuna.hardware import CostTable, Device
+from apq_optuna.networks import Subnet
 from apq_optuna.quantization import (
     DivergedError,
     FinetuneOptions,
@@ -27,9 +28,10 @@ from apq_optuna.quantization import (
     fp32_network,
     quantized_network,
 )
-from apq_optuna.space import Subnet
-from apq_optuna.supernet import OnceForAllNet, SubnetModule, accuracy
+from apq_optuna.supernet import SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
+
+UNIFORM_BITS = (8, 6, 4)
 
 
 class Objective:
@@ -40,7 +42,7 @@ class Objective:
     measures the same. The test split is not touched.
 
     Args:
-        supernet: Trained once-for-all network.
+        supernet: A trained once-for-all network, or another supernet.
         data: The images it was trained on.
         costs: Costs of the layers on the target device; None measures accuracy alone.
         finetune: How each trial is finetuned.
@@ -58,7 +60,7 @@ class Objective:
 
     def __init__(
         self,
-        supernet: OnceForAllNet,
+        supernet: Supernet,
         data: ImageData,
         costs: CostTable | None = None,
         *,
@@ -217,5 +219,27 @@ class Objective:
 
 def genotype_seed(subnet: Subnet) -> int:
     """A seed that depends on the network alone, the same in every process."""
-    digest = hashlib.sha256(repr([(b.name, b) for b in subnet.blocks]).encode()).digest()
+    digest = hashlib.sha256(subnet.identity.encode()).digest()
     return int.from_bytes(digest[:4], "little")
+
+
+def uniform_baselines(objective: Objective, costs: CostTable | None) -> list[dict[str, Any]]:
+    """The largest network at uniform 8, 6 and 4 bits, measured exactly as a trial is.
+
+    A width that the device does not run, or at which finetuning diverges, is left out.
+    """
+    space = objective.supernet.space
+    largest = space.decode(space.extreme(largest=True)[0])
+    results = []
+    for bits in UNIFORM_BITS:
+        subnet = largest.with_bits(bits)
+        try:
+            priced = costs.network_cost(subnet.layers()) if costs is not None else ()
+            value, _ = objective.measure(subnet)
+        except (MissingCostError, DivergedError):
+            continue
+        result: dict[str, Any] = {"name": f"W{bits}A{bits}", "accuracy": value}
+        if costs is not None:
+            result |= dict(zip(costs.metric_names, priced, strict=True))
+        results.append(result)
+    return results

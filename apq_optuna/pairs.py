@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,11 +20,13 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from apq_optuna.errors import PairError
-from apq_optuna.predictor import AccuracyPredictor
+from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
-from apq_optuna.space.space import Genotypes
 from apq_optuna.storage import create_engine, once_tables_exist
-from apq_optuna.supernet import OnceForAllNet
+
+if TYPE_CHECKING:
+    from apq_optuna.predictor import AccuracyPredictor
+    from apq_optuna.supernet import Supernet
 
 _metadata = sa.MetaData()
 _pairs = sa.Table(
@@ -81,7 +85,7 @@ class PairStore:
             supernet was trained on.
     """
 
-    def __init__(self, url: str, *, supernet: OnceForAllNet, split: str | None = None) -> None:
+    def __init__(self, url: str, *, supernet: Supernet, split: str | None = None) -> None:
         self.url = url
         self.space: SearchSpace = supernet.space
         self.supernet = supernet.weights_hash
@@ -236,6 +240,8 @@ class PairStore:
 
         One fitted before keeps the seed and epochs it was fitted with.
         """
+        from apq_optuna.predictor.mlp import AccuracyPredictor  # the one thing here with torch
+
         where = sa.and_(
             self._mine(_predictors),
             _predictors.c.space == space.hash,
@@ -257,6 +263,14 @@ class PairStore:
         with self._engine.begin() as connection:
             connection.execute(self._insert_new(_predictors), [row])
         return predictor
+
+    def fp32_scorer(
+        self, space: SearchSpace, pairs: Pairs
+    ) -> Callable[[Genotypes], NDArray[np.float64]]:
+        """Accuracy that the fp32 predictor expects of each genotype's architecture, `(n,)`."""
+        from apq_optuna.predictor.transfer_learning import transferred
+
+        return transferred(self.fp32_predictor(space, pairs)).scorer(space)
 
     # ------------------------------------------------------------------ files
 

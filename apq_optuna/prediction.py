@@ -19,13 +19,13 @@ from apq_optuna._optuna import set_study_attribute, study_attribute
 from apq_optuna._text import aligned
 from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError, StudyMismatchError
 from apq_optuna.hardware import CostTable
-from apq_optuna.history import History, spread_factor
+from apq_optuna.networks import Genotypes, Subnet
 from apq_optuna.pairs import PairStore
+from apq_optuna.sampler.history import History, spread_factor
+from apq_optuna.sampler.sources import surrogate_of
+from apq_optuna.sampler.surrogate import clipped
 from apq_optuna.search import evolve_front
-from apq_optuna.sources import surrogate_of
-from apq_optuna.space import SearchSpace, Subnet
-from apq_optuna.space.space import Genotypes
-from apq_optuna.surrogate import clipped
+from apq_optuna.space import SearchSpace
 
 Floats = NDArray[np.floating]
 
@@ -67,19 +67,18 @@ class PredictedFront:
 
     def table(self, most: int = 16) -> str:
         """Up to `most` networks, evenly over the front, as aligned text."""
-        header = ["accuracy", "+-", *self.metric_names, "MMACs", "blocks", "mean bits"]
-        rows = [header]
+        header = ["accuracy", "+-", *self.metric_names, "MMACs", "layers", "mean bits"]
+        rows, mean_bits = [header], self.space.mean_bits(self.genotypes)
         for i in np.unique(
             np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(int)
         ):
             subnet = self.space.decode(self.genotypes[i])
-            bits = [b for block in subnet.blocks for b in (
-                block.pw_w_bits, block.pw_a_bits, block.dw_w_bits, block.dw_a_bits)]  # fmt: skip
             rows.append(
                 [
                     f"{self.accuracy[i]:.4f}", f"{self.spread[i]:.4f}",
                     *(f"{value:.4f}" for value in self.costs[i]),
-                    f"{subnet.macs / 1e6:.2f}", str(len(subnet.blocks)), f"{np.mean(bits):.2f}",
+                    f"{subnet.macs / 1e6:.2f}", str(len(list(subnet.layers()))),
+                    f"{mean_bits[i]:.2f}",
                 ]
             )  # fmt: skip
         return aligned(rows)

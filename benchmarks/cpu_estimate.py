@@ -17,7 +17,7 @@ from _machine import describe
 from scipy.stats import spearmanr
 
 from apq_optuna.hardware import CPU, CostTable, fit_correction, random_networks
-from apq_optuna.hardware.correction import calibration_networks
+from apq_optuna.hardware.tables.calibrate import calibration_networks
 from apq_optuna.space import SearchSpace
 
 DRAWS = 500

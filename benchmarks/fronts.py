@@ -14,7 +14,7 @@ import optuna
 import apq_optuna as apq
 from apq_optuna.report import stored_space
 from apq_optuna.search import hypervolume
-from apq_optuna.summary import summarise
+from apq_optuna.report.summary import summarise
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 parser = argparse.ArgumentParser(

@@ -19,8 +19,8 @@ from _machine import describe
 
 import apq_optuna as apq
 from apq_optuna.hardware import CostTable, correct, find_device
-from apq_optuna.hardware.correction import calibration_networks
-from apq_optuna.hardware_plots import networks_figure, write_figure
+from apq_optuna.hardware.tables.calibrate import calibration_networks
+from apq_optuna.report.hardware_plots import networks_figure, write_figure
 from apq_optuna.objective import genotype_seed
 from apq_optuna.prediction import predicted_front
 

@@ -17,7 +17,7 @@ import optuna
 import torch
 
 import apq_optuna as apq
-from apq_optuna.history import History
+from apq_optuna.sampler.history import History
 from apq_optuna.predictor import AccuracyPredictor, evaluate, pairwise_accuracy, transfer
 
 parser = argparse.ArgumentParser(

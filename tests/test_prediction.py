@@ -14,10 +14,10 @@ from apq_optuna.errors import (
     StudyMismatchError,
 )
 from apq_optuna.hardware import CostTable, bitserial
+from apq_optuna.networks import Genotypes
 from apq_optuna.prediction import PredictedFront, predicted_front
 from apq_optuna.report import remember, stored_space
 from apq_optuna.search import evolve_front, hypervolume, nondominated
-from apq_optuna.space.space import Genotypes
 
 SPACE = apq.SearchSpace.preset("digits")
 

@@ -2,6 +2,8 @@
 
 from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.prepare import collect, train
-from apq_optuna.commands.study import finetune, quickstart, report, search
+from apq_optuna.commands.quickstart import quickstart
+from apq_optuna.commands.results import finetune, report
+from apq_optuna.commands.search import search
 
 __all__ = ["collect", "finetune", "hardware", "quickstart", "report", "search", "train"]

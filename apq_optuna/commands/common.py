@@ -72,10 +72,11 @@ def load_images(
 
 def supernet_images(arguments: Any, supernet: OnceForAllNet) -> ImageData:
     info = supernet.data_info
-    if arguments.grayscale is None and supernet.spec.in_channels == 1:
+    shape = supernet.space.networks.input_shape
+    if arguments.grayscale is None and shape[0] == 1:
         arguments.grayscale = True
     name = str(info.get("name") or "") or None
-    size = supernet.spec.image_size if str(arguments.data or name).startswith("folder:") else None
+    size = shape[1] if str(arguments.data or name).startswith("folder:") else None
     return load_images(arguments, name, size)
 
 
@@ -101,7 +102,7 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
     from apq_optuna.hardware import CostTable, find_device
 
     if not name:
-        name = "bitfusion-small" if supernet.spec.name == "digits" else "bitfusion"
+        name = "bitfusion-small" if supernet.space.networks.name == "digits" else "bitfusion"
     if is_table_file(name):
         return CostTable.load(name)
     device = find_device(name)
@@ -149,7 +150,7 @@ def measured_table(
     device: Device, space: SearchSpace, path: Path | None = None, *, networks: int = 0
 ) -> CostTable:
     """A device's table, corrected by whole networks if some are asked for, written to `path`."""
-    from apq_optuna.hardware.correction import calibration_networks, correct
+    from apq_optuna.hardware.tables.calibrate import calibration_networks, correct
 
     journal = path.with_name(path.name + ".journal") if path is not None else None
     if journal is not None and journal.exists():
@@ -216,3 +217,19 @@ def find_study(name: str, storage: Any, option: str) -> Study:
         raise InvalidArgumentError(
             f"{option} {name!r} is not in {storage.url}; there are {names}"
         ) from error
+
+
+def quiet() -> None:
+    """Optuna's own messages, which say what ours do."""
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def completed_trials(study: Study) -> int:
+    from optuna.trial import TrialState
+
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))

@@ -74,10 +74,10 @@ def _build(arguments: Any) -> None:
 
 
 def _template(space: SearchSpace, widths: Sequence[int] | None, out: Path) -> None:
-    from apq_optuna.hardware.csv_file import write_template
-    from apq_optuna.hardware.device import needed_entries, space_bits
+    from apq_optuna.hardware.entries import needed_entries
+    from apq_optuna.hardware.files.csv_file import write_template
 
-    known = space_bits(space)
+    known = space.bits
     if out.suffix.lower() != ".csv":
         raise InvalidArgumentError(f"--out {out}: a template is a .csv")
     if widths and not set(widths) <= set(known):
@@ -103,8 +103,8 @@ def _check(arguments: Any) -> int:
 
 def _show(arguments: Any) -> None:
     from apq_optuna.hardware import CostTable
-    from apq_optuna.hardware.compare import layer_costs
-    from apq_optuna.hardware_plots import layer_figure, write_figure
+    from apq_optuna.hardware.tables.compare import layer_costs, telling_layer
+    from apq_optuna.report.hardware_plots import layer_figure, write_figure
 
     space = _space(arguments)
     if is_table_file(arguments.table) and arguments.parameters:
@@ -113,16 +113,15 @@ def _show(arguments: Any) -> None:
         CostTable.load(arguments.table) if is_table_file(arguments.table)
         else _device(arguments, arguments.table)
     )  # fmt: skip
-    spec = space._network()
-    layer = arguments.layer or f"stage{len(spec.stages)}.block1.depthwise"
+    layer = arguments.layer or telling_layer(space)
     found = layer_costs(source, space, layer, arguments.kernel)
     out = arguments.out or Path(f"{found.device}-{layer}.html")
     say(f"{layer} on {found.device}: {write_figure(layer_figure(found), out)}")
 
 
 def _compare(arguments: Any) -> None:
-    from apq_optuna.hardware.compare import compare_tables
-    from apq_optuna.hardware_plots import comparison_figure, write_figure
+    from apq_optuna.hardware.tables.compare import compare_tables
+    from apq_optuna.report.hardware_plots import comparison_figure, write_figure
 
     space = _space(arguments)
     first, second = (_table(name, space) for name in (arguments.first, arguments.second))

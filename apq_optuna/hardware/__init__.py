@@ -1,16 +1,24 @@
 """Devices, cost tables, and the layers they price."""
 
-from apq_optuna.hardware.bitfusion import BitFusion, bitfusion, bitfusion_small
-from apq_optuna.hardware.bitserial import BitSerial, bitserial
-from apq_optuna.hardware.check import TableCheck, check_table
-from apq_optuna.hardware.compiled import CompiledCosts
-from apq_optuna.hardware.correction import Correction, correct, fit_correction, random_networks
-from apq_optuna.hardware.cpu import CPU, cpu
-from apq_optuna.hardware.device import Device, Measurement
-from apq_optuna.hardware.find import DEVICES, find_device, known_devices
-from apq_optuna.hardware.layers import layers_of
-from apq_optuna.hardware.table import CostTable
-from apq_optuna.space import ConvLayer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.hardware.costs import Measurement
+from apq_optuna.hardware.devices.bitfusion import BitFusion, bitfusion, bitfusion_small
+from apq_optuna.hardware.devices.bitserial import BitSerial, bitserial
+from apq_optuna.hardware.devices.cpu import CPU, cpu
+from apq_optuna.hardware.devices.device import Device
+from apq_optuna.hardware.devices.find import DEVICES, find_device, known_devices
+from apq_optuna.hardware.tables.calibrate import correct, random_networks
+from apq_optuna.hardware.tables.check import TableCheck, check_table
+from apq_optuna.hardware.tables.compiled import CompiledCosts
+from apq_optuna.hardware.tables.correction import Correction, fit_correction
+from apq_optuna.hardware.tables.table import CostTable
+from apq_optuna.networks import ConvLayer
+
+if TYPE_CHECKING:
+    from apq_optuna.hardware.layers import layers_of
 
 __all__ = [
     "CPU",
@@ -36,3 +44,11 @@ __all__ = [
     "layers_of",
     "random_networks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "layers_of":  # the one that needs torch
+        from apq_optuna.hardware.layers import layers_of
+
+        return layers_of
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from apq_optuna.errors import InvalidArgumentError, UnsupportedLayerError
-from apq_optuna.hardware.device import whole_number
-from apq_optuna.space import ConvLayer
-from apq_optuna.space.subnet import Size
+from apq_optuna.hardware.costs import whole_number
+from apq_optuna.networks import ConvLayer, Size
 
 # What costs nothing beside convolutions and products, by words in the operators' names. Pointwise
 # operators and views are free by their nature; whatever is not known to be free is an error.

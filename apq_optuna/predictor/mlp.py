@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, InvalidArgumentError
 from apq_optuna.space import SearchSpace
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from apq_optuna.data import ImageData
 from apq_optuna.errors import ApqError, InvalidArgumentError
+from apq_optuna.networks import Subnet
 from apq_optuna.quantization.network import calibrate, quantize_network
-from apq_optuna.space import Subnet
-from apq_optuna.supernet.network import OnceForAllNet, SubnetModule, recalibrate
+from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class DivergedError(ApqError, ArithmeticError):
 
 
 def fp32_network(
-    supernet: OnceForAllNet, subnet: Subnet, data: ImageData, images: int, seed: int
+    supernet: Supernet, subnet: Subnet, data: ImageData, images: int, seed: int
 ) -> SubnetModule:
     """The extracted subnet with BatchNorm statistics of its own, from `images` training images."""
     module = supernet.subnet(subnet)
-    device = str(supernet.stem.weight.device)
+    device = supernet.device
     generator = torch.Generator().manual_seed(seed)
     batch = min(256, images, len(data.train))
     recalibrate(

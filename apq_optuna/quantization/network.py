@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
+from apq_optuna.networks import FLOAT_BITS, PlacedLayer, Subnet, read_family
 from apq_optuna.quantization.quantizers import calibrated_scale, code_range, fake_quantize
-from apq_optuna.space import FLOAT_BITS, Block, PlacedLayer, SearchSpace, Subnet
+from apq_optuna.supernet import ConvNorm, SubnetModule, module_of
 from apq_optuna.supernet.elastic import channels_last
-from apq_optuna.supernet.network import ConvNorm, SubnetModule
 
 CALIBRATION_VALUES = 1 << 16
 """Activations looked at when a step size is started."""
@@ -167,11 +166,10 @@ def save_network(
     """
     target = Path(path) / "network.safetensors"
     subnet = module.description
-    space = SearchSpace.from_network(subnet.spec)
     description = {
         "kind": "network",
-        "space": space.to_dict(),
-        "blocks": [asdict(block) for block in subnet.blocks],
+        "space": subnet.family.to_dict(),
+        **subnet.to_dict(),
         "layers": [
             {"name": p.name, "w_bits": p.w_bits, "a_bits": p.a_bits} for p in subnet.layers()
         ],
@@ -197,10 +195,8 @@ def load_network(path: str | Path) -> SubnetModule:
     if about.get("kind") != "network":
         raise CheckpointError(f"{path} holds a {about.get('kind')!r}, not a finished network")
     try:
-        spec = SearchSpace.from_dict(about["space"]).network
-        assert spec is not None
-        subnet = Subnet(spec, tuple(Block(**block) for block in about["blocks"]))
-        module = quantize_network(SubnetModule(subnet).eval(), subnet)
+        subnet = read_family(about["space"]).subnet(about)
+        module = quantize_network(module_of(subnet).eval(), subnet)
         module.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, SpaceError) as error:
         raise CheckpointError(f"{path}: tensors and description do not fit: {error}") from error

@@ -22,8 +22,8 @@ between two neighbouring accuracies of the front.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.search.pareto import nondominated
@@ -131,7 +131,7 @@ def expected_excess(level: Floats, mean: Floats, std: Floats) -> Floats:
     std = np.maximum(std, 1e-12)
     z = (level - mean) / std
     density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
-    tail = torch.special.ndtr(torch.from_numpy(-np.ascontiguousarray(z))).numpy()
+    tail = ndtr(-z)
     return np.asarray(std * np.maximum(density - z * tail, 0.0))
 
 

@@ -3,7 +3,7 @@
 Notation:
     D, n    decisions; genotypes in a batch
     P       population
-    G       mutation groups: a block's decisions mutate together, a stage's depth on its own
+    G       mutation groups: decisions that belong together mutate together
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
-from apq_optuna.space.space import Genotypes
 
 Floats = NDArray[np.floating]
 Score = Callable[[Genotypes], Floats]
@@ -76,9 +76,9 @@ class Variation:
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        groups: dict[tuple[int, int, str], int] = {}
-        keys = [(d.stage, d.block, "" if d.block >= 0 else d.name) for d in space.decisions]
-        self.group = np.array([groups.setdefault(key, len(groups)) for key in keys], np.intp)
+        groups: dict[str, int] = {}
+        names = [decision.group or decision.name for decision in space.decisions]
+        self.group = np.array([groups.setdefault(name, len(groups)) for name in names], np.intp)
         self.num_groups = len(groups)
         self.numeric = np.array([d.role in ("int", "float") for d in space.decisions], bool)
 

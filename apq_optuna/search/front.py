@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from apq_optuna.networks import Genotypes
 from apq_optuna.search.evolution import EvolutionOptions, Variation, evolve
 from apq_optuna.search.pareto import nondominated
 from apq_optuna.space import SearchSpace
-from apq_optuna.space.space import Genotypes
 
 Floats = NDArray[np.floating]
 

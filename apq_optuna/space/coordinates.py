@@ -2,8 +2,8 @@
 
 Notation:
     C       columns: one for a number, scaled to [0, 1], and one for each choice of a category
-    b       bit-width; its column is the noise it adds, 2^-(b - b_min), and 0 in an inactive block
-    K       kinds of bit-width in a block: pointwise and depthwise, weights and activations
+    b       bit-width; its column is its noise, 2^-(b - b_min), and 0 where it is not in use
+    K       kinds of bit-width: of depthwise layers and of others, weights and activations
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_optuna.space.space import BIT_NAMES, Genotypes, SearchSpace
+from apq_optuna.errors import SpaceError
+from apq_optuna.networks import Genotypes
+from apq_optuna.space.space import SearchSpace
 
 
 class Coordinates:
@@ -55,7 +57,8 @@ class Coordinates:
 
     def _measure_bits(self) -> None:
         decisions = [self.space.decisions[c] for c in self._bits]
-        self.kinds = len(BIT_NAMES) if decisions else 0
+        kind = self._kinds_of_bits()
+        self.kinds = int(kind.max(initial=-1)) + 1
         least = min((decision.choices[0] for decision in decisions), default=0)
         self.least_step = 2.0 ** (2 - least) if decisions else 0.0
         """Step of the narrowest bit-width, as a share of the step of 2 bits."""
@@ -63,9 +66,26 @@ class Coordinates:
         for row, decision in enumerate(decisions):
             table[row, : len(decision.choices)] = [2.0 ** (least - b) for b in decision.choices]
         self._noise = table
-        kind = [BIT_NAMES.index(decision.name.rsplit(".", 1)[-1]) for decision in decisions]
         self._of_kind = np.zeros((len(decisions), self.kinds))
         self._of_kind[np.arange(len(decisions)), kind] = 1.0
+
+    def _kinds_of_bits(self) -> NDArray[np.intp]:
+        """Kind of each bit-width, counted from 0: weights and inputs of layers that are not
+        depthwise, then of those that are, as far as there are such.
+
+        Raises:
+            SpaceError: A bit-width is of no layer.
+        """
+        kinds: dict[int, tuple[bool, bool]] = {}
+        for site in self.space.networks.sites() if len(self._bits) else ():
+            for is_input, width in enumerate((site.w_bits, site.a_bits)):
+                if width.column is not None:
+                    kind = (site.layer.depthwise, bool(is_input))
+                    kinds[width.column] = min(kind, kinds.get(width.column, kind))
+        if lacking := [self.space.decisions[c].name for c in self._bits if c not in kinds]:
+            raise SpaceError(f"{lacking[0]} is a bit-width of no layer")
+        present = sorted(set(kinds.values()))
+        return np.array([present.index(kinds[c]) for c in self._bits.tolist()], np.intp)
 
     def __call__(self, genotypes: Genotypes) -> NDArray[np.float64]:
         """`(n, D)` to `(n, C)`; two different categories are at distance 1."""
@@ -84,7 +104,7 @@ class Coordinates:
         return noise * self.space.active(genotypes)[:, self._bits]
 
     def noise(self, genotypes: Genotypes) -> NDArray[np.float64]:
-        """`(n, K)`: the mean over active blocks of each kind's noise, in [0, 1].
+        """`(n, K)`: the mean of each kind's noise over those in use, in [0, 1].
 
         Raises:
             ValueError: The space has no bit-widths.

@@ -1,15 +1,20 @@
 """The once-for-all network: elastic layers, training, extraction, checkpoints."""
 
 from apq_optuna.supernet.checkpoint import load_supernet, save_supernet
-from apq_optuna.supernet.network import OnceForAllNet, SubnetModule, accuracy, recalibrate
+from apq_optuna.supernet.evaluation import accuracy, recalibrate
+from apq_optuna.supernet.modules import ConvNorm, SubnetModule, Supernet, module_of
+from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.training import TrainingPlan, train_supernet
 
 __all__ = [
+    "ConvNorm",
     "OnceForAllNet",
     "SubnetModule",
+    "Supernet",
     "TrainingPlan",
     "accuracy",
     "load_supernet",
+    "module_of",
     "recalibrate",
     "save_supernet",
     "train_supernet",

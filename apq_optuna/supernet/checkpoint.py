@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.elastic import channels_last
-
-if TYPE_CHECKING:
-    from apq_optuna.supernet.network import OnceForAllNet
+from apq_optuna.supernet.network import OnceForAllNet
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
@@ -45,8 +42,6 @@ def load_supernet(path: str | Path, *, space: SearchSpace | None = None) -> Once
     Raises:
         CheckpointError: Damaged, unsafe, of another kind, or of another space than `space`.
     """
-    from apq_optuna.supernet.network import OnceForAllNet
-
     folder = Path(path)
     if not folder.exists() and (PRETRAINED / str(path)).is_dir():
         folder = PRETRAINED / str(path)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apq_optuna.space import Block
+from apq_optuna.networks.blocks import Block
 
 
 def channels_last(module: nn.Module) -> None:

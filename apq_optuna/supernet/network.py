@@ -8,42 +8,33 @@ last 1x1 - BN - ReLU - global average pool - classifier
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.errors import SpaceError
-from apq_optuna.space import Block, NetworkSpec, SearchSpace, Subnet
+from apq_optuna.networks import MobileFamily, MobileSubnet, Subnet
+from apq_optuna.networks.blocks import Block
+from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.elastic import ElasticBlock, channels_last, elastic_batch_norm
-
-if TYPE_CHECKING:
-    from apq_optuna.data import ImageData
+from apq_optuna.supernet.modules import ConvNorm, SubnetModule, Supernet, module_of
 
 
-class OnceForAllNet(nn.Module):
+class OnceForAllNet(Supernet):
     """A supernet over a search space (Cai et al., ICLR 2020).
 
     Args:
-        space: A joint space; its bit-widths play no part here.
-
-    Attributes:
-        space: The search space.
-        data_info: What travels with a checkpoint about the images it was trained on: class names,
-            size, normalisation, split hash. Empty until trained or loaded.
+        space: A joint space of the mobile family; its bit-widths play no part here.
     """
 
     def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        if space.network is None:
-            raise SpaceError("OnceForAllNet needs a network's search space, not a plain one")
-        self.space = space
-        self.data_info: dict[str, object] = {}
-        spec = self.spec = space.network
+        super().__init__(space)
+        if not isinstance(space.family, MobileFamily):
+            raise SpaceError("OnceForAllNet needs a search space of the mobile family")
+        spec = self.spec = space.family
         self.stem = nn.Conv2d(
             spec.in_channels, spec.stem_channels, 3, spec.stem_stride, 1, bias=False
         )
@@ -64,10 +55,10 @@ class OnceForAllNet(nn.Module):
         self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
-        self.largest = space.decode(space.extreme(largest=True)[0])
+        self.largest = spec.decode(space.extreme(largest=True)[0])
         channels_last(self)
 
-    def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
+    def forward(self, x: Tensor, subnet: MobileSubnet | None = None) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits; by default of the largest subnet."""
         x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
         x = F.relu(self.first_depthwise_norm(self.first_depthwise(x)), inplace=True)
@@ -82,13 +73,11 @@ class OnceForAllNet(nn.Module):
         return (block for block in self.blocks.values() if isinstance(block, ElasticBlock))
 
     @torch.no_grad()
-    def subnet(self, subnet: Subnet) -> SubnetModule:
-        """A network of its own with the sliced weights of `subnet`, in evaluation mode.
-
-        BatchNorm statistics are copied too, but those of a supernet mix all subnets: call
-        `recalibrate` before trusting its accuracy.
-        """
-        module = SubnetModule(subnet).to(self.stem.weight.device)
+    def subnet(self, subnet: Subnet) -> MobileModule:
+        """See `Supernet.subnet`; the weights are slices of the supernet's."""
+        if not isinstance(subnet, MobileSubnet):
+            raise SpaceError(f"subnet: a {type(subnet).__name__} is not of the mobile family")
+        module = MobileModule(subnet).to(self.stem.weight.device)
         pairs: list[tuple[ConvNorm, Tensor, nn.BatchNorm2d]] = [
             (module.stem, self.stem.weight, self.stem_norm),
             (module.first.depthwise, self.first_depthwise.weight, self.first_depthwise_norm),
@@ -111,15 +100,6 @@ class OnceForAllNet(nn.Module):
         module.classifier.load_state_dict(self.classifier.state_dict())
         return module.eval()
 
-    @property
-    def weights_hash(self) -> str:
-        """Identity of the trained weights, 16 hexadecimal digits; pairs are keyed by it."""
-        digest = hashlib.sha256(self.space.architecture_hash.encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint folder; see `checkpoint.save_supernet`."""
         from apq_optuna.supernet.checkpoint import save_supernet
@@ -140,35 +120,10 @@ class OnceForAllNet(nn.Module):
         return load_supernet(path, space=space)
 
 
-class ConvNorm(nn.Module):
-    """Convolution, BatchNorm, and a ReLU where there is one."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        relu: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
-        self.norm = nn.BatchNorm2d(out_channels)
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        return F.relu(x, inplace=True) if self.relu else x
-
-
 class SeparableBlock(nn.Module):
     """The fixed first block: depthwise, then pointwise."""
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: MobileFamily) -> None:
         super().__init__()
         width = spec.stem_channels
         self.depthwise = ConvNorm(width, width, 3, groups=width)
@@ -194,14 +149,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y  # type: ignore[no-any-return]
 
 
-class SubnetModule(nn.Module):
+class MobileModule(SubnetModule):
     """A subnet as an ordinary network; its submodules carry the names of `Subnet.layers()`."""
 
-    def __init__(self, subnet: Subnet) -> None:
-        super().__init__()
+    def __init__(self, subnet: MobileSubnet) -> None:
+        super().__init__(subnet)
         spec = subnet.spec
-        self.description = subnet
-        self.about: dict[str, Any] = {}
         self.stem = ConvNorm(spec.in_channels, spec.stem_channels, 3, spec.stem_stride)
         self.first = SeparableBlock(spec)
         self.block_names = [_key(block.stage, block.index) for block in subnet.blocks]
@@ -216,12 +169,7 @@ class SubnetModule(nn.Module):
         channels_last(self)
 
     def layer_slots(self) -> list[tuple[nn.Module, str, bool]]:
-        """Where each layer of `Subnet.layers()` sits, in that order.
-
-        Returns:
-            (parent module, attribute, whether the layer's input can be negative). Inputs that come
-            straight out of a ReLU, or a mean of one, cannot.
-        """
+        """See `SubnetModule.layer_slots`."""
         slots: list[tuple[nn.Module, str, bool]] = [
             (self, "stem", True), (self.first, "depthwise", False), (self.first, "project", False),
         ]  # fmt: skip
@@ -244,54 +192,6 @@ class SubnetModule(nn.Module):
         return self.classifier(self.last(x).mean((2, 3)))  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Re-estimates every BatchNorm's statistics on training images (Cai et al., ICLR 2020).
-
-    Each statistic becomes the plain average over `batches`; all other state is left as it is.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    for images, _ in batches:
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-
-
-@torch.no_grad()
-def accuracy(
-    model: nn.Module,
-    data: ImageData,
-    *,
-    split: str = "search_validation",
-    limit: int | None = None,
-    batch_size: int = 256,
-) -> float:
-    """Share of a split's images that `model` classifies correctly, in [0, 1].
-
-    Args:
-        model: Any network from images to logits; put into evaluation mode.
-        data: The data set.
-        split: `train`, `search_validation` or `test`.
-        limit: Most images to use.
-        batch_size: Images a batch.
-    """
-    model.eval()
-    device = str(next(model.parameters()).device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    seen = 0
-    batches = data.evaluation_batches(getattr(data, split), batch_size, device=device, limit=limit)
-    for images, labels in batches:
-        correct += (model(images).argmax(1) == labels).sum()
-        seen += len(labels)
-    return correct.item() / max(seen, 1)
-
-
 def _copy_norm(source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
     c = target.num_features
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -300,3 +200,8 @@ def _copy_norm(source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
 
 def _key(stage: int, block: int) -> str:
     return f"stage{stage + 1}_block{block + 1}"
+
+
+@module_of.register
+def _(subnet: MobileSubnet) -> SubnetModule:
+    return MobileModule(subnet)

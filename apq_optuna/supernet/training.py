@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apq_optuna._files import read_checkpoint, write_checkpoint
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
-from apq_optuna.space import Subnet
+from apq_optuna.networks import MobileSubnet
+from apq_optuna.supernet.modules import Supernet
 from apq_optuna.supernet.network import OnceForAllNet
 
 PHASES = ("largest", "kernel", "depth", "channels")
@@ -100,10 +101,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def check_data(net: OnceForAllNet, data: ImageData) -> None:
+def check_data(net: Supernet, data: ImageData) -> None:
     """Raises `DataError` where images do not fit a supernet."""
-    spec = net.spec
-    wanted = (spec.image_size, spec.in_channels, spec.num_classes)
+    family = net.space.networks
+    channels, size, _ = family.input_shape
+    wanted = (size, channels, family.num_classes)
     given = (data.image_size, data.channels, data.num_classes)
     if wanted != given:
         raise DataError(
@@ -247,7 +249,7 @@ class _Trainer:
             )
         return value
 
-    def _sandwich(self, phase: str) -> list[Subnet]:
+    def _sandwich(self, phase: str) -> list[MobileSubnet]:
         """The smallest network of a phase and random ones, choices not yet open at the largest."""
         space = self.net.space
         rows = np.concatenate(
@@ -260,7 +262,7 @@ class _Trainer:
         for column, decision in enumerate(space.decisions):
             if decision.role not in _ELASTIC[phase]:
                 rows[:, column] = largest[column]
-        return [space.decode(row) for row in space.canonical(rows)]
+        return [self.net.spec.decode(row) for row in space.canonical(rows)]
 
     def _sort_channels(self) -> None:
         """Orders expanded channels by importance, and the momentum with them."""

@@ -1,0 +1,78 @@
+"""What comes after a search: the report and the finished network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apq_optuna.commands.common import (
+    cost_table,
+    load_supernet,
+    program_path,
+    progress_bar,
+    run_folder,
+    say,
+    set_threads,
+    storage_url,
+    stored_study,
+    supernet_images,
+)
+from apq_optuna.errors import InvalidArgumentError
+
+
+def report(arguments: Any) -> None:
+    from apq_optuna.report import save_to_dashboard, study_figures, write_html
+
+    study = stored_study(arguments)
+    figures = study_figures(study, trial=arguments.trial)
+    path = arguments.out or run_folder(arguments) / f"{arguments.study}.html"
+    write_html(study, figures, path)
+    save_to_dashboard(study, figures)
+    say(f"report: {path}")
+    say(f"dashboard: {program_path().with_name('optuna-dashboard')} {storage_url(arguments)}")
+
+
+def finetune(arguments: Any) -> None:
+    from apq_optuna._optuna import study_attribute
+    from apq_optuna.finishing import finish
+    from apq_optuna.quantization import load_network
+    from apq_optuna.report import summarise
+    from apq_optuna.report.report import chosen_subnet
+    from apq_optuna.supernet import accuracy
+
+    set_threads(arguments)
+    supernet = load_supernet(arguments)
+    study = stored_study(arguments)
+    chosen = chosen_subnet(summarise(study, supernet.space), arguments.trial)
+    if chosen is None:
+        raise InvalidArgumentError(f"--study {arguments.study!r} has no completed trial yet")
+    number, subnet = chosen
+    named = arguments.hardware or study_attribute(study, "hardware") or ""
+    costs = cost_table(named, supernet, run_folder(arguments))
+    data = supernet_images(arguments, supernet)
+    path = arguments.out or run_folder(arguments) / f"finished-{number}"
+    if (path / "network.safetensors").exists():
+        raise InvalidArgumentError(
+            f"--out {path} holds a finished network, tested once; choose another folder"
+        )
+    with progress_bar(1, f"finetune trial {number}", unit="step") as bar:
+
+        def show(step: int, steps: int, loss: float) -> None:
+            bar.total = steps
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step - bar.n)
+
+        _, stored = finish(
+            supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
+            device=arguments.device, about={"study": arguments.study, "trial": number},
+            report=show,
+        )  # fmt: skip
+    measured = stored["accuracy"]
+    again = accuracy(load_network(path), data)
+    say(
+        f"trial {number}: search-validation {measured['search_validation']:.4f} (fp32 before "
+        f"quantization {measured['search_validation_fp32']:.4f}), test {measured['test']:.4f}"
+    )
+    priced = ", ".join(f"{name} {value:.4f}" for name, value in stored["costs"].items())
+    say(f"costs on {stored['device']}: {priced}")
+    say(f"saved in {path}; loaded again: search-validation {again:.4f}")
+    say(f'use it: apq_optuna.load_network("{path}")')

@@ -1,0 +1,1 @@
+"""Devices: what prices a layer, and how one is found by name."""

@@ -1,0 +1,1 @@
+"""Cost tables as files, each fault named with its line."""

@@ -1,0 +1,1 @@
+"""Cost tables: made, compiled, corrected, checked and compared."""

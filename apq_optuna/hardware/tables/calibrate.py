@@ -1,0 +1,60 @@
+"""Whole networks that a table is corrected by: which ones, and the correction they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.hardware.costs import Report
+from apq_optuna.hardware.devices.device import Device
+from apq_optuna.hardware.tables.correction import fit_correction
+from apq_optuna.hardware.tables.table import CostTable
+from apq_optuna.networks import Subnet
+from apq_optuna.space import SearchSpace
+
+
+def random_networks(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
+    """n random networks of a space, every choice uniform; the draw depends on the seed alone."""
+    rows = space.sample(n, np.random.default_rng([seed, 20]))
+    return [space.decode(row) for row in rows]
+
+
+def calibration_networks(
+    table: CostTable, space: SearchSpace, k: int, seed: int = 0
+) -> list[Subnet]:
+    """k networks worth measuring: random ones, spread evenly from cheap to dear.
+
+    Raises:
+        InvalidArgumentError: k below 1.
+    """
+    if k < 1:
+        raise InvalidArgumentError(f"k={k}: at least one network is measured")
+    rng = np.random.default_rng([seed, 21])
+    compiled = table.compile(space)
+    rows = compiled.repair(space.sample(50 * k, rng), rng)
+    rows = rows[np.argsort(compiled(rows)[:, 0], kind="stable")]
+    places = (np.arange(k) + 0.5) / k * len(rows)
+    return [space.decode(rows[int(place)]) for place in places]
+
+
+def correct(
+    table: CostTable, device: Device, subnets: Iterable[Subnet], *, report: Report | None = None
+) -> CostTable:
+    """The table corrected by what the device takes for a few whole networks.
+
+    Args:
+        table: Sums of the device's layers.
+        device: Runs the networks.
+        subnets: The networks, at least one.
+        report: Told how much of the measuring is done.
+
+    Raises:
+        MissingCostError: The device runs no whole networks, or the table lacks a layer of one.
+        InvalidArgumentError: No networks.
+    """
+    subnets = list(subnets)
+    measured = [m.latency_ms for m in device.measure(subnets, report=report)]
+    summed = [table.network_cost(subnet.layers())[0] for subnet in subnets]
+    return table.corrected(fit_correction(summed, measured))

@@ -1,0 +1,43 @@
+"""Networks as values: layers, the family protocol, and the families that come with the package."""
+
+from apq_optuna.networks.blocks import StageSpec
+from apq_optuna.networks.decisions import MAX_LEVELS, Decision
+from apq_optuna.networks.families import FAMILIES, read_family
+from apq_optuna.networks.family import (
+    Extent,
+    Family,
+    Genotypes,
+    Needs,
+    Site,
+    Step,
+    Subnet,
+    Width,
+)
+from apq_optuna.networks.layers import FLOAT_BITS, ConvLayer, PlacedLayer, Size, as_pair
+from apq_optuna.networks.mobile import MobileFamily, MobileSubnet
+from apq_optuna.networks.presets import PRESETS, preset_family
+
+__all__ = [
+    "FAMILIES",
+    "FLOAT_BITS",
+    "MAX_LEVELS",
+    "PRESETS",
+    "ConvLayer",
+    "Decision",
+    "Extent",
+    "Family",
+    "Genotypes",
+    "MobileFamily",
+    "MobileSubnet",
+    "Needs",
+    "PlacedLayer",
+    "Site",
+    "Size",
+    "StageSpec",
+    "Step",
+    "Subnet",
+    "Width",
+    "as_pair",
+    "preset_family",
+    "read_family",
+]

@@ -1,0 +1,161 @@
+"""A study's completed trials as arrays, oriented and ready to draw or print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from apq_optuna._optuna import study_attribute, trials_of
+from apq_optuna._text import aligned
+from apq_optuna.errors import SpaceError, StudyMismatchError
+from apq_optuna.networks import Genotypes
+from apq_optuna.search import hypervolume, nondominated
+from apq_optuna.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """Completed trials of a study.
+
+    Attributes:
+        metric_names: Names of the M objectives.
+        numbers: Trial numbers, `(n,)`.
+        values: As stored, `(n, M)`.
+        signs: `(M,)`: 1 for minimised objectives, -1 for maximised ones.
+        predicted: Mean and spread predicted before each trial, `(n, 2)`; NaN where none was.
+        front: Indices of the Pareto front, best first objective first.
+        trials: The trials themselves.
+        states: Number of trials by state name.
+        space: The joint space of its networks; None where the study does not say.
+    """
+
+    metric_names: list[str]
+    numbers: NDArray[np.int64]
+    values: NDArray[np.float64]
+    signs: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    front: NDArray[np.intp]
+    trials: list[FrozenTrial]
+    states: dict[str, int]
+    space: SearchSpace | None = None
+
+    def genotype(self, index: int) -> Genotypes | None:
+        """The network of a trial, `(D,)`; None where it has none of the space."""
+        if self.space is None or self.space.family is None:
+            return None
+        try:
+            return self.space.from_params(self.trials[index].params)
+        except SpaceError:
+            return None
+
+    def mean_bits(self, index: int) -> float:
+        """Mean of the bit-widths of a trial's network; NaN where it has none."""
+        row = self.genotype(index)
+        if self.space is None or row is None:
+            return float("nan")
+        return float(self.space.mean_bits(row[None])[0])
+
+    def oriented(self) -> NDArray[np.float64]:
+        """Values with every objective to be minimised, `(n, M)`."""
+        return self.values * self.signs
+
+    def reference(self) -> NDArray[np.float64]:
+        """A point just beyond the worst value of every objective, oriented, `(M,)`."""
+        points = self.oriented()
+        if not len(points):
+            return np.zeros(len(self.signs))
+        worst = points.max(axis=0)
+        return np.asarray(worst + 0.01 * np.maximum(np.abs(worst), 1e-9))
+
+    def hypervolume(self, reference: NDArray[np.float64] | None = None) -> float:
+        """Hypervolume of the front; by default from `reference()`."""
+        return hypervolume(self.oriented(), self.reference() if reference is None else reference)
+
+    def describe(self, index: int) -> str:
+        """One trial in a few lines of HTML."""
+        lines = [f"trial {self.numbers[index]}"]
+        lines += [
+            f"{name}: {value:.4g}"
+            for name, value in zip(self.metric_names, self.values[index], strict=True)
+        ]
+        attributes = self.trials[index].user_attrs
+        if "fp32_accuracy" in attributes:
+            lines.append(f"fp32 accuracy: {attributes['fp32_accuracy']:.4g}")
+        if "macs" in attributes:
+            lines.append(f"{attributes['macs'] / 1e6:.2f} MMACs")
+        if np.isfinite(bits := self.mean_bits(index)):
+            lines.append(f"mean bits: {bits:.2f}")
+        return "<br>".join(lines)
+
+    def table(self) -> str:
+        """The front as aligned text, one line a trial."""
+        header = ["trial", *self.metric_names, "fp32", "MMACs", "mean bits"]
+        rows = [header]
+        for i in self.front:
+            trial = self.trials[i]
+            bits = self.mean_bits(int(i))
+            fp32, macs = trial.user_attrs.get("fp32_accuracy"), trial.user_attrs.get("macs")
+            rows.append(
+                [
+                    str(self.numbers[i]),
+                    *(f"{value:.4f}" for value in self.values[i]),
+                    "" if fp32 is None else f"{fp32:.4f}",
+                    "" if macs is None else f"{macs / 1e6:.2f}",
+                    f"{bits:.2f}" if np.isfinite(bits) else "",
+                ]
+            )
+        return aligned(rows)
+
+
+def stored_space(study: Study) -> SearchSpace | None:
+    """The joint space that a study keeps; None where it keeps none."""
+    description = study_attribute(study, "space")
+    return SearchSpace.from_dict(description) if description else None
+
+
+def summarise(study: Study, space: SearchSpace | None = None) -> StudySummary:
+    """Reads a study.
+
+    Args:
+        study: The study.
+        space: The joint space of its networks; by default the one it keeps.
+
+    Raises:
+        StudyMismatchError: Never for an empty study; only if values and directions disagree.
+    """
+    everything = trials_of(study)
+    states: dict[str, int] = {}
+    for trial in everything:
+        states[trial.state.name] = states.get(trial.state.name, 0) + 1
+    m = len(study.directions)
+    trials = [
+        trial
+        for trial in everything
+        if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all()
+    ]
+    if any(len(trial.values) != m for trial in trials):
+        raise StudyMismatchError(
+            "the study's trials have another number of values than directions"
+        )
+    values = np.array([trial.values for trial in trials], float).reshape(len(trials), m)
+    signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
+    predicted = np.array(
+        [
+            (t.user_attrs.get("predicted_mean", np.nan), t.user_attrs.get("predicted_std", np.nan))
+            for t in trials
+        ],
+        float,
+    ).reshape(len(trials), 2)
+    front = np.flatnonzero(nondominated(values * signs)) if len(trials) else np.zeros(0, np.intp)
+    front = front[np.argsort((values * signs)[front, 0], kind="stable")]
+    names = study.metric_names or (
+        ["accuracy"] if m == 1 else ["accuracy", *(f"objective {i}" for i in range(1, m))]
+    )
+    return StudySummary(
+        list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted,
+        front, trials, states, space or stored_space(study),
+    )  # fmt: skip

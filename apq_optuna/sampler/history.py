@@ -1,0 +1,211 @@
+"""A study's trials as arrays, read once and then only what is new."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from apq_optuna._optuna import trial_attribute, trials_of
+from apq_optuna.errors import SpaceError, StudyMismatchError
+from apq_optuna.networks import Genotypes
+from apq_optuna.space import SearchSpace
+
+STALE_SECONDS = 6 * 3600.0
+"""A running trial that started longer ago than this is taken for dead: not every storage has a
+heartbeat to tell."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a study knows about a space at one moment.
+
+    Attributes:
+        genotypes: Of the completed trials, `(n, D)`.
+        values: Of the completed trials, `(n, M)`, as stored.
+        predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
+            where none was.
+        constraints: Values set through `Trial.set_constraint` by name, `(n,)` each; at most 0 is
+            feasible, NaN where a trial has none.
+        tried: Genotypes not to be proposed again: finished in whatever state, or running.
+        running: Genotypes of running trials, `(r, D)`.
+    """
+
+    genotypes: Genotypes
+    values: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    constraints: dict[str, NDArray[np.float64]]
+    tried: Genotypes
+    running: Genotypes
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Which completed trials break no constraint, `(n,) bool`."""
+        mask = np.ones(len(self.genotypes), bool)
+        for values in self.constraints.values():
+            mask &= ~(values > 0)
+        return mask
+
+
+class History:
+    """Reads a study's trials incrementally as genotypes of one space.
+
+    Args:
+        space: The space; trials that do not have its parameters are left out.
+        strict: Whether a parameter with another distribution is an error.
+    """
+
+    def __init__(self, space: SearchSpace, *, strict: bool) -> None:
+        self.space = space
+        self.strict = strict
+        self._distributions = space.distributions()
+        self._seen: set[int] = set()
+        self._rows: list[Genotypes] = []
+        self._values: list[list[float]] = []
+        self._predicted: list[list[float]] = []
+        self._constraints: list[dict[str, float]] = []
+        self._other: list[Genotypes] = []
+
+    def read(self, study: Study, *, but: int = -1) -> Snapshot:
+        """The state of the study now; trial number `but` is left out."""
+        running: list[Genotypes] = []
+        for trial in trials_of(study):
+            if trial.number in self._seen or trial.number == but:
+                continue
+            if not trial.state.is_finished():
+                row = self._claimed(trial)
+                if row is not None:
+                    running.append(row)
+                continue
+            self._seen.add(trial.number)
+            row = self._row(trial)
+            if row is None and trial.state != TrialState.COMPLETE:
+                row = self._claim_of(trial)  # it ended before all its parameters were suggested
+            if row is None:
+                continue
+            if trial.state == TrialState.COMPLETE and trial.values is not None:
+                self._rows.append(row)
+                self._values.append(trial.values)
+                self._constraints.append(trial.constraints)
+                self._predicted.append(trial_attribute(trial, "raw_prediction") or [np.nan] * 2)
+            else:
+                self._other.append(row)
+        width = len(self.space.decisions)
+        return Snapshot(
+            _stack(self._rows, width),
+            np.array(self._values, float).reshape(len(self._rows), len(study.directions)),
+            np.array(self._predicted, float).reshape(len(self._rows), 2),
+            self._constraint_columns(),
+            _stack([*self._rows, *self._other, *running], width),
+            _stack(running, width),
+        )
+
+    def _constraint_columns(self) -> dict[str, NDArray[np.float64]]:
+        names = dict.fromkeys(name for each in self._constraints for name in each)
+        return {
+            name: np.array([each.get(name, np.nan) for each in self._constraints], float)
+            for name in names
+        }
+
+    def _row(self, trial: FrozenTrial) -> Genotypes | None:
+        for name, distribution in trial.distributions.items():
+            if self.strict and self._distributions.get(name, distribution) != distribution:
+                raise StudyMismatchError(
+                    f"trial {trial.number} has {name} as {distribution}, the search space has "
+                    f"{self._distributions[name]}: this study is of another space; use "
+                    "another study_name"
+                )
+        fill = not self.strict and trial.state == TrialState.COMPLETE and bool(trial.params)
+        try:
+            return self.space.from_params(trial.params, fill=fill)
+        except SpaceError:
+            return None
+
+    def _claimed(self, trial: FrozenTrial) -> Genotypes | None:
+        """A running trial's genotype, from its claim: it shows parameters only one by one."""
+        started = trial.datetime_start
+        if started is not None:
+            age = (type(started).now(started.tzinfo) - started).total_seconds()
+            if age > STALE_SECONDS:
+                return None
+        return self._claim_of(trial)
+
+    def _claim_of(self, trial: FrozenTrial) -> Genotypes | None:
+        return claimed_row(trial, self.space)
+
+
+def spread_factor(snapshot: Snapshot, objective: int) -> float:
+    """By how much proposals were further off than the predictor's spread said.
+
+    Proposals are chosen for being predicted well, so their errors are larger than those of
+    held-out rows. Root mean square of the latest standardised errors, with five that fit.
+    """
+    mean, std = snapshot.predicted.T
+    error = snapshot.values[:, objective] - mean
+    known = np.flatnonzero(np.isfinite(error) & np.isfinite(std))[-30:]
+    squared = np.minimum((error[known] / np.maximum(std[known], 1e-9)) ** 2, 16.0)
+    return float(np.sqrt((squared.sum() + 5.0) / (len(known) + 5.0)))
+
+
+def claim_of(space: SearchSpace, row: Genotypes) -> dict[str, object]:
+    """What a trial's attribute says of the genotype that its worker is about to try."""
+    return {"space": space.hash, "row": row.tolist()}
+
+
+def claimed_row(trial: FrozenTrial, space: SearchSpace) -> Genotypes | None:
+    """The genotype a trial claims in this space; None where it claims none, or one of another."""
+    claim = trial_attribute(trial, "claim")
+    if isinstance(claim, dict) and claim.get("space") == space.hash:
+        return np.array(claim["row"], np.int32)
+    return None
+
+
+def _stack(rows: list[Genotypes], width: int) -> Genotypes:
+    return np.stack(rows) if rows else np.zeros((0, width), np.int32)
+
+
+class ParameterUnion:
+    """Every parameter that completed trials of a study had, conditional ones included.
+
+    A parameter whose distribution changed between trials is left out.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._found: dict[str, BaseDistribution] = {}
+        self._changed: set[str] = set()
+
+    def read(self, study: Study) -> dict[str, BaseDistribution]:
+        """Parameters by name, in the order they were first seen."""
+        for trial in trials_of(study):
+            if trial.state != TrialState.COMPLETE or trial.number in self._seen:
+                continue
+            self._seen.add(trial.number)
+            for name, distribution in trial.distributions.items():
+                if self._found.setdefault(name, distribution) != distribution:
+                    self._changed.add(name)
+        return {n: d for n, d in self._found.items() if n not in self._changed}
+
+
+class RowSet:
+    """Membership of genotype rows, by hash, for whole batches at once."""
+
+    def __init__(self, rows: Genotypes) -> None:
+        width = rows.shape[1]
+        seed = int.from_bytes(hashlib.sha256(str(width).encode()).digest()[:4], "little")
+        low, high = 1, np.iinfo(np.int64).max
+        self._key = np.random.default_rng(seed).integers(low, high, width, dtype=np.int64)
+        self._hashes = np.unique(self._hash(rows))
+
+    def _hash(self, rows: Genotypes) -> NDArray[np.int64]:
+        with np.errstate(over="ignore"):
+            return np.asarray((rows * self._key).sum(axis=1))
+
+    def contains(self, rows: Genotypes) -> NDArray[np.bool_]:
+        """Which of `(n, D)` rows are in the set, `(n,) bool`."""
+        return np.isin(self._hash(rows), self._hashes)

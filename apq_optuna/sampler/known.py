@@ -1,0 +1,99 @@
+"""Objectives that need no trial: computed exactly from genotypes.
+
+Notation:
+    k   known objectives
+    n   candidates
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.networks import Genotypes
+from apq_optuna.space import SearchSpace
+
+Floats = NDArray[np.floating]
+KnownFunction = Callable[[Mapping[str, NDArray[np.generic]]], Floats]
+
+
+class KnownObjectives:
+    """Objectives computed exactly from genotypes.
+
+    Args:
+        space: The search space.
+        table: A compiled cost table, or None.
+        functions: By objective index: a function of parameter arrays.
+        table_index: Objective index of each of the table's columns.
+        names: Metric names by objective index, for messages.
+        constants: Parameters of one value, which are no decisions, by name.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        table: Callable[[Genotypes], Floats] | None,
+        table_index: Sequence[int],
+        functions: Mapping[int, KnownFunction],
+        names: Sequence[str],
+        constants: Mapping[str, object] | None = None,
+    ) -> None:
+        self.space, self.table, self.functions, self.names = space, table, functions, names
+        self.index = [*table_index, *functions]
+        self.constants = dict(constants or {})
+        self._choices = [_array(d.choices) for d in space.decisions]
+
+    def __call__(self, genotypes: Genotypes) -> Floats:
+        """`(n, D)` to `(n, k)`, columns in the order of `index`.
+
+        Raises:
+            InvalidArgumentError: A function raises, or returns another shape, or NaN.
+        """
+        parts: list[Floats] = []
+        if self.table is not None:
+            parts.append(self.table(genotypes))
+        if self.functions:
+            params = {
+                d.name: choices[genotypes[:, c]]
+                for c, (d, choices) in enumerate(
+                    zip(self.space.decisions, self._choices, strict=True)
+                )
+            }
+            for name, value in self.constants.items():
+                params[name] = np.repeat(_array([value]), len(genotypes))
+            for index, function in self.functions.items():
+                value = self._value(index, function, params)
+                if value.shape != (len(genotypes),):
+                    raise InvalidArgumentError(
+                        f"known[{self.names[index]!r}] returned shape {value.shape} for "
+                        f"{len(genotypes)} configurations; expected ({len(genotypes)},)"
+                    )
+                if np.isnan(value).any():
+                    raise InvalidArgumentError(f"known[{self.names[index]!r}] returned NaN")
+                parts.append(value[:, None])
+        return np.concatenate(parts, axis=1) if parts else np.zeros((len(genotypes), 0))
+
+    def _value(
+        self, index: int, function: KnownFunction, params: Mapping[str, NDArray[np.generic]]
+    ) -> Floats:
+        try:
+            return np.asarray(function(params), float)
+        except Exception as error:
+            raise InvalidArgumentError(
+                f"known[{self.names[index]!r}] raised {type(error).__name__}: {error}; it is "
+                f"given arrays of {sorted(params)[:5]}, to return one value for each element"
+            ) from error
+
+
+def _array(choices: Sequence[object]) -> NDArray[np.generic]:
+    """`(k,)`: numbers or strings where all are of one such type, else objects."""
+    kinds = {type(choice) for choice in choices}
+    if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+        return np.array(choices)
+    found = np.empty(len(choices), object)
+    for i, choice in enumerate(choices):  # a tuple stays one choice, of whatever length
+        found[i] = choice
+    return found

@@ -1,0 +1,337 @@
+"""`APQSampler`: proposes the trial with the largest expected hypervolume improvement."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.logging import get_logger
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
+
+from apq_optuna._optuna import set_trial_attribute, study_key
+from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError
+from apq_optuna.hardware import CompiledCosts, CostTable
+from apq_optuna.networks import Genotypes
+from apq_optuna.pairs import PairStore
+from apq_optuna.sampler.history import ParameterUnion, RowSet, claim_of, claimed_row
+from apq_optuna.sampler.known import KnownFunction, KnownObjectives
+from apq_optuna.sampler.matching import (
+    constants_of,
+    fixed_columns,
+    holder,
+    joined,
+    match_costs,
+    match_known,
+    uses_space,
+)
+from apq_optuna.sampler.proposals import Proposer, continuous
+from apq_optuna.sampler.sources import Source, completed, shared_parameters, surrogate_of
+from apq_optuna.space import SearchSpace
+
+_logger = get_logger("apq_optuna.sampler")
+
+CLAIM_TRIES = 100
+
+
+class APQSampler(BaseSampler):
+    """Joint architecture, pruning and quantization search as an Optuna sampler.
+
+    Objectives are known (computed from the parameters: latency, energy) or predicted (accuracy).
+    An ensemble predictor, transferred from fp32 pairs where there are any, gives mean and spread
+    of the predicted ones; an evolutionary search maximises the expected hypervolume improvement,
+    which for one predicted objective beside known ones is exact.
+
+    Without arguments it is a plain surrogate sampler on any space. All it knows is rebuilt from
+    the study's trials and its sources, so a resumed or second worker needs nothing but the same
+    arguments.
+
+    Args:
+        space: The joint space. Parameters outside it go to the independent sampler.
+        costs: Cost table of the target device; its metrics are known objectives, by metric name.
+        known: Further known objectives: metric name or objective index to a vectorised function
+            from a dict of parameter arrays to values `(n,)`.
+        budgets: Upper limits on known metrics (`{"latency_ms": 2.0}`); no proposal breaks them.
+            Without a space, trials started before one has completed are drawn at random, outside
+            the budgets.
+        source: fp32 pairs of the supernet, earlier studies over the same or an overlapping space,
+            or a list of both.
+        n_startup_trials: Space-filling trials before the predictor decides; by default 10, and
+            with a source 2, or none where costs bound the objectives.
+        reference: Reference point by metric name; by default chance accuracy and the largest
+            costs.
+        independent_sampler: For parameters outside the space; random by default.
+        seed: Makes a sequential study reproducible.
+        warn_independent_sampling: Warn when a parameter of the joint space was sampled
+            independently.
+
+    Raises:
+        InvalidArgumentError: Arguments that do not fit together.
+        InfeasibleBudgetError: No configuration meets a budget.
+        PairError: fp32 pairs of another supernet's space.
+        StudyMismatchError: An earlier study that shares no parameter with the space.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace | None = None,
+        *,
+        costs: CostTable | None = None,
+        known: Mapping[str | int, KnownFunction] | None = None,
+        budgets: Mapping[str, float] | None = None,
+        source: Source | Sequence[Source] | None = None,
+        n_startup_trials: int | None = None,
+        reference: Mapping[str, float] | None = None,
+        independent_sampler: BaseSampler | None = None,
+        seed: int | None = None,
+        warn_independent_sampling: bool = True,
+    ) -> None:
+        if costs is not None and space is None:
+            raise InvalidArgumentError("costs: a cost table needs the search space it prices")
+        if n_startup_trials is not None and n_startup_trials < 1:
+            raise InvalidArgumentError(f"n_startup_trials={n_startup_trials}: at least 1")
+        self.space = space
+        self._known = dict(known or {})
+        self._budgets = dict(budgets or {})
+        self._reference = dict(reference or {})
+        sources = (
+            [] if source is None else [source] if isinstance(source, Source) else list(source)
+        )
+        self._sources: list[Source] = sources
+        self._n_startup_trials = n_startup_trials
+        self._independent = independent_sampler or RandomSampler(seed=seed)
+        self._warn_independent_sampling = warn_independent_sampling
+        self._rng = np.random.default_rng(seed)
+        self._compiled: CompiledCosts | None = None
+        if costs is not None and space is not None:
+            self._compiled = costs.compile(space)
+        self._check_budgets()
+        self._check_sources()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._proposers: dict[Any, Proposer] = {}
+        self._unions: dict[Any, ParameterUnion] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        transient = ("_lock", "_proposers", "_unions")
+        return {k: v for k, v in self.__dict__.items() if k not in transient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def _check_sources(self) -> None:
+        for source in self._sources:
+            if isinstance(source, PairStore):
+                if self.space is None:
+                    raise InvalidArgumentError(
+                        "source: fp32 pairs need the search space they are of"
+                    )
+                source.check_space(self.space)
+            elif self.space is not None and completed(source):
+                shared_parameters(self.space, source)
+
+    def _check_budgets(self) -> None:
+        names = self._compiled.metric_names if self._compiled else ()
+        for metric, limit in self._budgets.items():
+            if metric not in names and metric not in self._known:
+                allowed = [*names, *map(str, self._known)]
+                raise InvalidArgumentError(
+                    f"budgets: {metric!r} is not a known objective; known are {allowed}"
+                )
+            if not np.isfinite(limit):
+                raise InvalidArgumentError(f"budgets[{metric!r}]={limit}: must be finite")
+            if self._compiled is not None and metric in names:
+                least = float(self._compiled.minima[names.index(metric)])
+                if limit < least:
+                    raise InfeasibleBudgetError(
+                        f"budgets[{metric!r}]={limit}: the cheapest configuration of the space "
+                        f"takes {least:.6g}; allow at least that"
+                    )
+
+    # ------------------------------------------------------------------ Optuna's interface
+
+    def reseed_rng(self) -> None:
+        """New randomness, also for the independent sampler."""
+        self._rng = np.random.default_rng()
+        self._independent.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._independent.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._independent.after_trial(study, trial, state, values)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        with self._lock:
+            if self._warn_independent_sampling and self._should_know(study, trial, param_name):
+                _logger.warning(
+                    "trial %d: %s was sampled by %s, not jointly: its distribution differs from "
+                    "the search space's; set warn_independent_sampling=False to silence this",
+                    trial.number,
+                    param_name,
+                    type(self._independent).__name__,
+                )
+            return self._independent.sample_independent(
+                study, trial, param_name, param_distribution
+            )
+
+    def _should_know(self, study: Study, trial: FrozenTrial, name: str) -> bool:
+        """Whether a parameter sampled on its own was part of this trial's joint proposal."""
+        if self.space is None or name not in self.space.column:
+            return False
+        row = claimed_row(trial, self.space)
+        if row is None:
+            return False
+        # `study.ask(distributions)` suggests inactive decisions, too; their values do not matter
+        return bool(self.space.active(row[None])[0, self.space.column[name]])
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        with self._lock:
+            if self.space is not None and uses_space(study, self.space):
+                return self.space.distributions()
+            found = self._parameters(study)
+            return {name: d for name, d in sorted(found.items()) if not d.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        # matrices are small: several threads, from several libraries, would wait for each other
+        with self._lock, _blas().limit(limits=1, user_api="blas"):
+            proposer = self._proposer(study, search_space)
+            proposer.rng = self._rng
+            snapshot = proposer.history.read(study, but=trial.number)
+            constrain = holder(fixed_columns(proposer.space, study, trial))
+            ranked, predict = proposer.rank(snapshot, constrain)
+            row = self._claim(study, trial, proposer, ranked, constrain)
+            if predict is not None and len(proposer.predicted) == 1:
+                mean, std = (float(v[0]) for v in predict(row[None]))
+                raw = std / proposer.spread_factor(snapshot)
+                set_trial_attribute(study, trial, "predicted", [mean, std])
+                set_trial_attribute(study, trial, "raw_prediction", [mean, raw])
+            params = proposer.space.to_params(row, self._rng)
+        return {name: value for name, value in params.items() if name in search_space}
+
+    # ------------------------------------------------------------------ the problem
+
+    def _parameters(self, study: Study) -> dict[str, BaseDistribution]:
+        """Every parameter that completed trials had."""
+        return self._unions.setdefault(study_key(study), ParameterUnion()).read(study)
+
+    def _proposer(self, study: Study, search_space: dict[str, BaseDistribution]) -> Proposer:
+        """The proposer of a study, kept between trials."""
+        joint = self.space is not None and search_space.keys() <= self.space.column.keys()
+        key: tuple[Any, ...] = (
+            study_key(study),
+            joint,
+            None if joint else tuple(sorted(search_space.items(), key=str)),
+        )
+        try:
+            return self._proposers[key]
+        except KeyError:
+            pass
+        except TypeError:  # a distribution with unhashable choices
+            key = (study_key(study), joint, repr(search_space))
+            if key in self._proposers:
+                return self._proposers[key]
+        space = (
+            self.space if joint and self.space else SearchSpace.from_distributions(search_space)
+        )
+        names = study.metric_names or [str(i) for i in range(len(study.directions))]
+        table_index: list[int] = []
+        table: CompiledCosts | None = None
+        if joint and self._compiled is not None:
+            table_index = match_costs(study, names, self._compiled, space)
+            table = self._compiled if table_index else None
+        known_here = joint or self.space is None
+        functions = match_known(study, names, self._known, self.space) if known_here else {}
+        constants = {} if joint else constants_of(self._parameters(study))
+        known = KnownObjectives(space, table, table_index, functions, names, constants)
+        signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
+        predicted = [i for i in range(len(study.directions)) if i not in known.index]
+        sources = self._sources if known_here else []
+        surrogates = [
+            surrogate_of(space, sources, name=names[i], index=i, maximise=bool(signs[i] < 0))
+            for i in predicted
+        ]
+        proposer = Proposer(
+            space,
+            joint=joint,
+            known=known,
+            predicted=predicted,
+            signs=signs,
+            surrogates=surrogates,
+            priced=self._compiled if joint else None,
+            budgets=self._budgets,
+            reference=self._reference,
+            n_startup_trials=self._n_startup_trials,
+            rng=self._rng,
+        )
+        # until a trial has the space's parameters nothing says that the study is of this space
+        if not joint or joined(study, space):
+            others = {k: p for k, p in self._proposers.items() if k[0] != key[0]}
+            self._proposers = others | {key: proposer}
+        return proposer
+
+    # ------------------------------------------------------------------ proposals
+
+    def _claim(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        proposer: Proposer,
+        ranked: Genotypes,
+        constrain: Callable[[Genotypes], Genotypes],
+    ) -> Genotypes:
+        """Claims the best genotype that no other worker holds.
+
+        A running trial shows no parameters at first, so each proposal is written as an attribute,
+        the running trials are read again, and whoever sees another claim of it moves on: at least
+        the later of two does, and both if they wrote at the same time.
+        """
+        for row in ranked[:CLAIM_TRIES]:
+            if self._take(study, trial, proposer, row):
+                return np.asarray(row)
+        # every good one is taken by now: anything untried, or, if nothing is, the best again
+        latest = proposer.history.read(study, but=trial.number)
+        rest = proposer.fill(latest, constrain, RowSet(latest.tried))
+        rest = rest if len(rest) else ranked[:1]
+        # workers that saw each other on every row start from different ones
+        for row in np.roll(rest, -trial.number, axis=0)[:CLAIM_TRIES]:
+            if self._take(study, trial, proposer, row):
+                break
+        return np.asarray(row)
+
+    @staticmethod
+    def _take(study: Study, trial: FrozenTrial, proposer: Proposer, row: Genotypes) -> bool:
+        """Whether no other trial has the genotype, once this one's claim of it is written."""
+        set_trial_attribute(study, trial, "claim", claim_of(proposer.space, row))
+        if continuous(proposer.space):
+            return True
+        tried = proposer.history.read(study, but=trial.number).tried
+        return not len(tried) or not RowSet(tried).contains(row[None])[0]
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()

@@ -1,0 +1,259 @@
+"""What a sampler believes about an objective: a mean and a spread for every genotype.
+
+Notation:
+    n, q        rows observed; rows asked about
+    y           values of the objective, `(n,)`
+    t           trend: what is expected before the study's first trial
+    f           y - t, which a Gaussian process learns
+
+The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
+first guess of what quantization costs, and the process sees, beside the decisions, the fp32
+accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are
+learned by a process of their own. Its mean is the trend as long as it explains the study's own
+trials better than doing without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apq_optuna.networks import Genotypes
+from apq_optuna.predictor import GaussianProcess
+from apq_optuna.space import Coordinates, SearchSpace
+
+Floats = NDArray[np.floating]
+Score = Callable[[Genotypes], Floats]
+Trend = Callable[[Genotypes, Floats | None], Floats]
+"""Takes the genotypes' fp32 accuracies along, where an fp32 predictor is there: they are worked
+out once for all that need them."""
+
+MAX_ROWS = 224
+"""A process keeps at most this many rows: half the latest, half the best."""
+
+GROWTH = 1.15
+"""Scales are found anew once there are this many times the rows of the last time."""
+
+EVERY_FIT = 100
+"""Up to this many rows they are found anew at every row."""
+
+LOSS = 0.03
+"""Accuracy that 2 bits of one kind are first guessed to cost, everywhere."""
+
+TREND_UNIT, TREND_ROWS = 0.03, 4.0
+"""Deviation from the fp32 trend before any trial is seen, and the rows that this is worth."""
+
+FEWEST_TO_JUDGE = 4
+"""Own trials before a source is judged by them."""
+
+NETWORK_NOISE = (-3.0, 1.0)
+"""Prior of the log noise variance where values are measured on images."""
+
+
+class Process:
+    """A Gaussian process over a trend.
+
+    Args:
+        space: The search space.
+        trend: t; None for none, values then tend to the mean of the rows.
+        fp32: The fp32 predictor behind the trend, if there is one.
+        unit: Deviation from the trend before any row is seen.
+        level: Whether the trend's level holds, too; if not, only its shape is taken.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        trend: Trend | None = None,
+        *,
+        fp32: Score | None = None,
+        unit: float | None = None,
+        level: bool = True,
+    ) -> None:
+        self.coordinates = Coordinates(space)
+        self.trend, self.fp32, self.unit = trend, fp32, unit
+        parts = [np.arange(self.coordinates.kinds + (fp32 is not None))]
+        network = space.family is not None
+        self.gp = GaussianProcess(
+            [part for part in (*parts, self.coordinates.groups) if len(part)],
+            zero_mean=trend is not None and level,
+            **({"noise": NETWORK_NOISE} if network else {}),
+        )
+        self._fp32_scale = (0.0, 1.0)
+        self._fitted = 0
+
+    def _fp32(self, genotypes: Genotypes) -> Floats | None:
+        return self.fp32(genotypes) if self.fp32 is not None else None
+
+    def _columns(self, genotypes: Genotypes, fp32: Floats | None) -> Floats:
+        columns: list[Floats] = []
+        if self.coordinates.kinds:
+            columns.append(self.coordinates.noise(genotypes))
+        if fp32 is not None:
+            centre, scale = self._fp32_scale
+            columns.append((fp32[:, None] - centre) / scale)
+        return np.concatenate([*columns, self.coordinates(genotypes)], axis=1)
+
+    def fit(self, genotypes: Genotypes, y: Floats, *, total: int | None = None) -> Process:
+        """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`."""
+        n = len(y)
+        total = n if total is None else total
+        due = total <= EVERY_FIT or total >= GROWTH * self._fitted
+        fp32 = self._fp32(genotypes)
+        if due:
+            self._fitted = total
+            if fp32 is not None and n:
+                self._fp32_scale = float(fp32.mean()), 4.0 * max(float(fp32.std()), 1e-3)
+        f = y - self.trend(genotypes, fp32) if self.trend is not None else y
+        unit = None
+        if self.unit is not None:
+            off = f if self.gp.zero_mean or not n else f - f.mean()
+            squares = float(off @ off) + TREND_ROWS * self.unit**2
+            unit = (squares / (n + TREND_ROWS)) ** 0.5
+        self.gp.fit(self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit)
+        return self
+
+    def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
+        return self._predict(genotypes, self._fp32(genotypes))
+
+    def _predict(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
+        mean, std = self.gp.predict(self._columns(genotypes, fp32))
+        return (mean if self.trend is None else mean + self.trend(genotypes, fp32)), std
+
+    def mean(self, genotypes: Genotypes, fp32: Floats | None = None) -> Floats:
+        """The mean alone: the trend of another process with the same fp32 predictor."""
+        known = self._fp32(genotypes) if fp32 is None else fp32
+        return self._predict(genotypes, known)[0]
+
+
+class Surrogate:
+    """The model of one objective, taught by a study's trials.
+
+    Args:
+        space: The search space.
+        fp32: An fp32 predictor of genotypes' accuracies `(n,)`, where quantized ones start from.
+        source: Space, genotypes and values of earlier studies; their space may be a part of this
+            one.
+        maximise: Which side of the values is the good one; outliers on the other are drawn in.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        fp32: Score | None = None,
+        source: tuple[SearchSpace, Genotypes, Floats] | None = None,
+        maximise: bool = False,
+    ) -> None:
+        self.space, self.sign = space, 1.0 if maximise else -1.0
+        trend = None if fp32 is None else fp32_trend(space, fp32)
+        unit = None if fp32 is None else TREND_UNIT
+        self.alone = Process(space, trend, fp32=fp32, unit=unit)
+        self.informed: Process | None = None
+        if source is not None:
+            self.informed = _over_source(space, trend, fp32, source, self.sign)
+        self.process = self.informed or self.alone
+        self._rows = -1
+        self.refresh(np.zeros((0, len(space.decisions)), np.int32), np.zeros(0))
+
+    @property
+    def knows(self) -> bool:
+        """Whether anything is known before the study's first trial."""
+        return self.alone.trend is not None or self.informed is not None
+
+    def refresh(self, genotypes: Genotypes, y: Floats) -> Surrogate:
+        """Takes in all rows `(n, D)` with finite values `(n,)`; n may be 0."""
+        if len(y) == self._rows:
+            return self
+        self._rows = len(y)
+        kept = most_telling(y * self.sign)
+        rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
+        self.process = self.alone
+        if self.informed is not None:
+            self.informed.fit(rows, values, total=len(y))
+            self.process = self.informed
+            if len(values) >= FEWEST_TO_JUDGE:
+                self.alone.fit(rows, values, total=len(y))
+                if self.alone.gp.evidence > self.informed.gp.evidence:
+                    self.process = self.alone
+            return self
+        self.alone.fit(rows, values, total=len(y))
+        return self
+
+    def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
+        return self.process.predict(genotypes)
+
+
+def fp32_trend(space: SearchSpace, fp32: Score) -> Trend:
+    """What a quantized network is first expected to reach."""
+    coordinates = Coordinates(space)
+
+    def trend(genotypes: Genotypes, known: Floats | None) -> Floats:
+        lost = LOSS * coordinates.least_step * coordinates.noise(genotypes).sum(1)
+        return np.asarray((fp32(genotypes) if known is None else known) - lost)
+
+    return trend
+
+
+def _over_source(
+    space: SearchSpace,
+    trend: Trend | None,
+    fp32: Score | None,
+    source: tuple[SearchSpace, Genotypes, Floats],
+    sign: float,
+) -> Process:
+    """A process whose trend is what earlier studies taught."""
+    theirs, genotypes, y = source
+    kept = most_telling(y * sign)
+    genotypes, y = genotypes[kept], drawn_in(y[kept], sign)
+    if theirs is space:
+        unit = TREND_UNIT if trend is not None else None
+        earlier = Process(space, trend, fp32=fp32, unit=unit).fit(genotypes, y)
+        mean: Trend = earlier.mean
+    else:
+        columns = [space.column[decision.name] for decision in theirs.decisions]
+        earlier = Process(theirs).fit(genotypes, y)
+
+        def mean(rows: Genotypes, fp32: Floats | None) -> Floats:
+            return earlier.mean(theirs.canonical(rows[:, columns]))
+
+    spread = max(float(np.std(y - earlier.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
+    return Process(space, mean, fp32=fp32, unit=spread, level=False)
+
+
+def most_telling(goodness: Floats) -> NDArray[np.intp]:
+    """Rows a process learns from, in order: all, or half the latest and half the best others."""
+    n = len(goodness)
+    if n <= MAX_ROWS:
+        return np.arange(n)
+    latest = np.arange(n - MAX_ROWS // 2, n)
+    others = np.argsort(-goodness[: latest[0]], kind="stable")[: MAX_ROWS - len(latest)]
+    return np.sort(np.concatenate([others, latest]))
+
+
+def drawn_in(y: Floats, sign: float) -> Floats:
+    """Values with far outliers on the bad side brought nearer, as they tell nothing of the rest.
+
+    Far is beyond the median by one and a half of the range of the middle eight tenths.
+    """
+    if len(y) < 10:
+        return y
+    low, middle, high = np.quantile(y, [0.1, 0.5, 0.9])
+    if high <= low:
+        return y
+    limit = middle - sign * 1.5 * (high - low)
+    return np.asarray(np.maximum(y, limit) if sign > 0 else np.minimum(y, limit))
+
+
+def clipped(values: Floats) -> Floats:
+    """Infinite values brought to just beyond the finite ones."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return np.zeros_like(values)
+    low, high = finite.min(), finite.max()
+    margin = max(high - low, abs(high), 1e-6) * 0.1
+    return np.clip(values, low - margin, high + margin)

@@ -1,0 +1,90 @@
+"""Several workers, threads and processes on one study."""
+
+from __future__ import annotations
+
+import pickle
+
+import optuna
+
+import apq_optuna as apq
+
+from .helpers import SPACE, Measured, new_study, rows
+
+
+def test_a_second_process_goes_on_where_the_first_stopped(url: str, measure: Measured) -> None:
+    for total in (14, 28):
+        study = new_study(apq.APQSampler(SPACE, costs=measure.costs, n_startup_trials=8), url)
+        study.optimize(measure, n_trials=14)
+        assert len(study.trials) == total
+    assert len(set(rows(study))) == 28
+
+
+def test_threads_share_one_sampler(url: str, measure: Measured) -> None:
+    sampler = apq.APQSampler(SPACE, costs=measure.costs, n_startup_trials=6, seed=0)
+    study = new_study(sampler, url)
+    study.optimize(measure, n_trials=16, n_jobs=2)
+    assert len(set(rows(study))) == len(study.trials) == 16
+
+
+def test_it_pickles_small_and_works_afterwards(measure: Measured) -> None:
+    sampler = apq.APQSampler(SPACE, costs=measure.costs, seed=0, n_startup_trials=4)
+    study = new_study(sampler)
+    study.optimize(measure, n_trials=8)
+    packed = pickle.dumps(sampler)
+    assert len(packed) < 1_000_000
+    study.sampler = pickle.loads(packed)
+    study.optimize(measure, n_trials=3)
+    assert len(set(rows(study))) == 11
+
+
+def test_two_workers_that_propose_the_same_do_not_both_try_it(url: str) -> None:
+    """Two samplers of one seed on a tiny space: only their claims keep them apart."""
+    from optuna.distributions import IntDistribution
+
+    space = {"a": IntDistribution(0, 3), "b": IntDistribution(0, 3)}
+    storage = apq.open_storage(url)
+    optuna.create_study(study_name="s", storage=storage)
+    studies = [
+        optuna.load_study(
+            study_name="s", storage=storage, sampler=apq.APQSampler(seed=0, n_startup_trials=1)
+        )
+        for _ in range(2)
+    ]
+    for trial in [studies[0].ask(space), studies[0].ask(space)]:  # so that the space is known
+        studies[0].tell(trial, trial.params["a"] + trial.params["b"])
+    for _ in range(6):
+        trials = [study.ask() for study in studies]
+        params = [(t.suggest_int("a", 0, 3), t.suggest_int("b", 0, 3)) for t in trials]
+        assert params[0] != params[1]
+        for study, trial, (a, b) in zip(studies, trials, params, strict=True):
+            study.tell(trial, a + b)
+    found = [(t.params["a"], t.params["b"]) for t in studies[0].trials]
+    assert len(set(found[2:])) == 12
+
+
+def test_reseeding_reaches_the_inner_sampler() -> None:
+    inner = optuna.samplers.RandomSampler(seed=0)
+    sampler = apq.APQSampler(independent_sampler=inner, seed=0)
+    state = inner._rng.rng.get_state()[1].tolist()
+    sampler.reseed_rng()
+    assert inner._rng.rng.get_state()[1].tolist() != state
+
+
+def test_a_claim_of_another_space_is_not_read() -> None:
+    study = optuna.create_study(sampler=apq.APQSampler(seed=0))
+
+    def narrow(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", 0, 1) + trial.suggest_int("n", 0, 9)
+
+    study.optimize(narrow, n_trials=4)
+    study.ask().suggest_float("x", 0, 1)  # its worker is killed here
+
+    def wide(trial: optuna.Trial) -> float:
+        return (
+            trial.suggest_float("x", 0, 2)
+            + trial.suggest_int("n", 0, 9)
+            + trial.suggest_categorical("a", [0.0, 1.0])
+        )
+
+    study.optimize(wide, n_trials=6)
+    assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 10
