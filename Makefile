@@ -1,17 +1,25 @@
 # Two commands do everything on a fresh machine with Python 3.11+, make and a package index:
 #   make quickstart   the whole job on the embedded digits data
 #   make test         the tests
+# make test OPTUNA=4.8.0 runs those of the sampler, the storage and studies on that version of
+# Optuna, in an environment beside the first.
 PYTHON ?= python3
-VENV := .venv
+OPTUNA ?=
+VENV := $(if $(OPTUNA),.venv-optuna-$(OPTUNA),.venv)
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
+CONSTRAINTS := $(if $(OPTUNA),$(VENV)/constraints.txt,constraints.txt)
+EXTRA := $(if $(OPTUNA),test,dev)
+TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/test_storage.py \
+	tests/test_objective.py tests/test_pairs.py tests/test_prediction.py tests/test_stored.py)
 
-.PHONY: quickstart test lint types clean
+.PHONY: quickstart test lint types wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/apq-optuna quickstart
 
-test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+test: $(VENV)/.installed-$(EXTRA)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -20,18 +28,27 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-$(VENV)/bin/python:
+# A wheel that runs the quickstart where nothing else is installed.
+wheel: $(VENV)/.installed-dev
+	.ci/wheel $(BIN)/python
+
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+# the pinned versions, but for Optuna's, which is the one asked for
+$(VENV)/constraints.txt: constraints.txt | $(BIN)/python
+	grep -v '^optuna' constraints.txt > $@
+	echo 'optuna==$(OPTUNA)' >> $@
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/.installed-$(EXTRA): $(VENV)/.installed
+	$(PIP) --editable '.[$(EXTRA)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf .venv .venv-optuna-* runs dist

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from optuna.samplers._base import _process_constraints_after_trial
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 PREFIX = "apq:"
+CONSTRAINTS = "constraints"
+"""Optuna's own attribute for constraint values; one prefixed with it and a colon for each name."""
 
 
 def trials_of(study: Study) -> list[FrozenTrial]:
@@ -29,6 +33,30 @@ def set_trial_attribute(study: Study, trial: FrozenTrial, key: str, value: Any) 
 def trial_attribute(trial: FrozenTrial, key: str) -> Any:
     """Reads one of our system attributes of a stored trial; None where there is none."""
     return trial.system_attrs.get(PREFIX + key)
+
+
+def constraints_of(trial: FrozenTrial) -> dict[str, float]:
+    """Constraint values of a stored trial by name, as Optuna 5's `FrozenTrial.constraints`.
+
+    Optuna 5 keeps each of `Trial.set_constraint` under a key of its own. What a sampler's
+    `constraints_func` returned is one list in 4.x and 5.x alike (None where it raised); its
+    values are named by their place.
+    """
+    stored = trial.system_attrs
+    listed = {str(i): float(v) for i, v in enumerate(stored.get(CONSTRAINTS) or ())}
+    prefix = CONSTRAINTS + ":"
+    named = {k.removeprefix(prefix): float(v) for k, v in stored.items() if k.startswith(prefix)}
+    return listed | named
+
+
+def set_constraints(
+    study: Study,
+    trial: FrozenTrial,
+    state: TrialState,
+    function: Callable[[FrozenTrial], Sequence[float]],
+) -> None:
+    """Stores what a `constraints_func` says of a trial that ends, as Optuna's samplers do."""
+    _process_constraints_after_trial(function, study, trial, state)
 
 
 def running_trial_attribute(trial: Trial, key: str) -> Any:

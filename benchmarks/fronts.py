@@ -13,8 +13,8 @@ import optuna
 
 import apq_optuna as apq
 from apq_optuna.report import stored_space
-from apq_optuna.search import hypervolume
 from apq_optuna.report.summary import summarise
+from apq_optuna.search import hypervolume
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 parser = argparse.ArgumentParser(
@@ -30,9 +30,9 @@ print("trials".rjust(12), *(f"{n:>7}" for n in arguments.after))
 for name in arguments.studies:
     study = optuna.load_study(study_name=name, storage=apq.open_storage(arguments.storage))
     space = stored_space(study)
-    assert space is not None and space.network is not None, f"{name} is of no network's space"
+    assert space is not None and space.family is not None, f"{name} is of no network's space"
     maxima = apq.hardware.DEVICES[arguments.hardware]().table(space).compile(space).maxima
-    chance = 1 / space.network.num_classes
+    chance = 1 / space.family.num_classes
     reference = np.array([-chance, *maxima])
     box = (1 - chance) * np.prod(maxima)
     points = summarise(study).oriented()

@@ -20,9 +20,10 @@ from _machine import describe
 import apq_optuna as apq
 from apq_optuna.hardware import CostTable, correct, find_device
 from apq_optuna.hardware.tables.calibrate import calibration_networks
-from apq_optuna.report.hardware_plots import networks_figure, write_figure
 from apq_optuna.objective import genotype_seed
 from apq_optuna.prediction import predicted_front
+from apq_optuna.report.hardware_plots import write_figure
+from apq_optuna.report.network_plots import networks_figure
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -91,14 +92,10 @@ priced = np.array([[tables[d].network_cost(best[n][2].layers())[0] for d in name
 shares = priced / np.array([budgets[d] for d in names])
 print(f"\n{'network for':>12}  accuracy  MMACs  bits   " + "   ".join(f"on {d:>9}" for d in names))
 titles = []
+genotypes = {name: space.from_params(best[name][3]) for name in names}
 for i, name in enumerate(names):
     accuracy, _, subnet, _ = best[name]
-    bits = np.mean(
-        [
-            (b.pw_w_bits, b.pw_a_bits, b.dw_w_bits, b.dw_a_bits)
-            for b in subnet.blocks
-        ]
-    )  # fmt: skip
+    bits = float(space.mean_bits(genotypes[name][None])[0])
     cells = "  ".join(f"{priced[i, j]:.4f} x{shares[i, j]:.2f}" for j in range(len(names)))
     print(f"{name:>12}  {accuracy:8.4f}  {subnet.macs / 1e6:5.2f}  {bits:4.2f}   {cells}")
     own = f"{priced[i, i]:.3f} ms of {budgets[name]:.3f}"
@@ -118,5 +115,5 @@ arguments.out.with_suffix(".json").write_text(
         indent=1,
     )
 )
-figure = networks_figure([(t, best[n][2]) for t, n in zip(titles, names, strict=True)])
+figure = networks_figure(space, [(t, genotypes[n]) for t, n in zip(titles, names, strict=True)])
 print(f"picture: {write_figure(figure, arguments.out.with_suffix('.html'))}")

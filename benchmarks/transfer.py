@@ -17,8 +17,8 @@ import optuna
 import torch
 
 import apq_optuna as apq
-from apq_optuna.sampler.history import History
 from apq_optuna.predictor import AccuracyPredictor, evaluate, pairwise_accuracy, transfer
+from apq_optuna.sampler.history import History
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter

@@ -61,8 +61,11 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     figure.update_yaxes(autorange="reversed", row=2, col=1)
     figure.update_xaxes(tickangle=-60, tickfont={"size": 10}, row=2, col=1)
     figure.update_layout(barmode="overlay")
-    figure = layout(figure, title or "Network", 540)
-    figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.08})
+    figure = layout(figure, title or "Network", 560)
+    figure.update_layout(
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        margin={"t": 90},
+    )
     return figure
 
 
@@ -99,6 +102,7 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
         figure,
         "Networks on the front: bits (colour), channels and kernel",
         160 + 26 * len(networks),
+        right=170,
     )
 
 
@@ -168,7 +172,8 @@ def networks_figure(space: SearchSpace, networks: Sequence[tuple[str, Genotypes]
             tickvals=list(range(len(groups))), ticktext=[short(group) for group in groups],
             range=[-0.6, len(groups) - 0.4], showticklabels=True, row=row, col=1,
         )  # fmt: skip
-    layout(figure, "Weight/activation bits of each layer, kernel", 130 + 250 * len(networks))
+    layout(figure, "Weight/activation bits of each layer, kernel", 130 + 250 * len(networks),
+           right=150)  # fmt: skip
     figure.update_layout(margin={"t": 100})
     return figure
 

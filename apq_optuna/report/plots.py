@@ -7,6 +7,7 @@ no information is carried by colour alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ FRONT, DOMINATED, BASELINE, RUNNING = "#1f5fbf", "#9aa0a6", "#d9730d", "#5f6368"
 BIT_COLOURS = [
     [0.0, "#7b3294"], [0.35, "#c2a5cf"], [0.65, "#a6dba0"], [1.0, "#1b7837"],
 ]  # fmt: skip
+_SYMBOLS = ("square", "triangle-up", "cross", "x", "star")
 _TITLES = {
     "accuracy": "accuracy (search-validation)",
     "latency_ms": "latency (ms)",
@@ -32,9 +34,15 @@ def title_of(metric: str) -> str:
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
-def layout(figure: go.Figure, title: str, height: int = 460) -> go.Figure:
+def layout(figure: go.Figure, title: str, height: int = 460, *, right: int = 60) -> go.Figure:
+    """Title, size and style that all figures share.
+
+    Plotly's buttons stand in a column in the right margin, where they cover neither titles nor
+    points; a figure with a colour bar needs a wider one.
+    """
     figure.update_layout(
-        title=title, template="plotly_white", height=height, margin={"t": 60, "b": 50, "r": 20},
+        title={"text": title, "x": 0.02, "xanchor": "left"}, template="plotly_white",
+        height=height, margin={"t": 60, "b": 50, "r": right}, modebar={"orientation": "v"},
         legend={"orientation": "h", "y": -0.2}, hoverlabel={"align": "left"},
         font={"family": "system-ui, sans-serif", "size": 13},
     )  # fmt: skip
@@ -72,14 +80,15 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
                 text=[summary.describe(int(i)) for i in chosen],
                 hovertemplate="%{text}<extra></extra>", row=1, col=column,
             )  # fmt: skip
-        if baselines:
+        # told apart by symbol and legend: beside the points, labels of equal costs would overlap
+        for baseline, symbol in zip(baselines, cycle(_SYMBOLS), strict=False):
+            name = f"largest network, {baseline['name']}"
             figure.add_scatter(
-                x=[b[metric] for b in baselines], y=[b["accuracy"] for b in baselines],
-                mode="markers+text", text=[b["name"] for b in baselines],
-                textposition="bottom left", name="largest network, uniform bits",
-                legendgroup="baseline", showlegend=column == 1,
-                marker={"color": BASELINE, "size": 11, "symbol": "square"},
-                hovertemplate="%{text}<br>%{x:.4g}, %{y:.4f}<extra></extra>", row=1, col=column,
+                x=[baseline[metric]], y=[baseline["accuracy"]], mode="markers", name=name,
+                legendgroup=name, showlegend=column == 1,
+                marker={"color": BASELINE, "size": 11, "symbol": symbol},
+                hovertemplate=f"{name}<br>%{{x:.4g}}, %{{y:.4f}}<extra></extra>", row=1,
+                col=column,
             )  # fmt: skip
         figure.update_xaxes(title_text=title_of(metric), row=1, col=column)
     figure.update_yaxes(title_text=title_of(summary.metric_names[0]), row=1, col=1)

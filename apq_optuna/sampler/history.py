@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import trial_attribute, trials_of
+from apq_optuna._optuna import constraints_of, trial_attribute, trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
@@ -30,8 +30,8 @@ class Snapshot:
         values: Of the completed trials, `(n, M)`, as stored.
         predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
             where none was.
-        constraints: Values set through `Trial.set_constraint` by name, `(n,)` each; at most 0 is
-            feasible, NaN where a trial has none.
+        constraints: Values set through `Trial.set_constraint` or a `constraints_func` by name,
+            `(n,)` each; at most 0 is feasible, NaN where a trial has none.
         tried: Genotypes not to be proposed again: finished in whatever state, or running.
         running: Genotypes of running trials, `(r, D)`.
     """
@@ -91,7 +91,7 @@ class History:
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 self._rows.append(row)
                 self._values.append(trial.values)
-                self._constraints.append(trial.constraints)
+                self._constraints.append(constraints_of(trial))
                 self._predicted.append(trial_attribute(trial, "raw_prediction") or [np.nan] * 2)
             else:
                 self._other.append(row)

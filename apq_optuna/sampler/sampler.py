@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
-from apq_optuna._optuna import set_trial_attribute, study_key
+from apq_optuna._optuna import set_constraints, set_trial_attribute, study_key
 from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError
 from apq_optuna.hardware import CompiledCosts, CostTable
 from apq_optuna.networks import Genotypes
@@ -66,6 +66,8 @@ class APQSampler(BaseSampler):
             with a source 2, or none where costs bound the objectives.
         reference: Reference point by metric name; by default chance accuracy and the largest
             costs.
+        constraints_func: As `TPESampler`'s: called with each trial that ends, it returns numbers
+            of which none may be above 0. On Optuna 5 `Trial.set_constraint` does without.
         independent_sampler: For parameters outside the space; random by default.
         seed: Makes a sequential study reproducible.
         warn_independent_sampling: Warn when a parameter of the joint space was sampled
@@ -88,6 +90,7 @@ class APQSampler(BaseSampler):
         source: Source | Sequence[Source] | None = None,
         n_startup_trials: int | None = None,
         reference: Mapping[str, float] | None = None,
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
         warn_independent_sampling: bool = True,
@@ -105,6 +108,7 @@ class APQSampler(BaseSampler):
         )
         self._sources: list[Source] = sources
         self._n_startup_trials = n_startup_trials
+        self._constraints_func = constraints_func
         self._independent = independent_sampler or RandomSampler(seed=seed)
         self._warn_independent_sampling = warn_independent_sampling
         self._rng = np.random.default_rng(seed)
@@ -170,6 +174,8 @@ class APQSampler(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
+        if self._constraints_func is not None:
+            set_constraints(study, trial, state, self._constraints_func)
         self._independent.after_trial(study, trial, state, values)
 
     def sample_independent(

@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 import apq_optuna as apq
+from apq_optuna._optuna import constraints_of
 from apq_optuna.hardware import CostTable
 
 from .helpers import SPACE
@@ -119,9 +120,16 @@ def test_any_number_of_predicted_objectives(objectives: int) -> None:
     assert min(sum(trial.values) for trial in late) < 0.5 * objectives
 
 
-def test_constraints_set_by_the_trial_are_respected() -> None:
+def check_constrained(study: optuna.Study) -> None:
     """x + y >= 1 is known only from trials; the best feasible value is 1."""
+    late = [t.params["x"] + t.params["y"] for t in study.trials[20:]]
+    assert sum(value >= 1.0 for value in late) >= 10
+    assert min(value for value in late if value >= 1.0) < 1.05
+    assert study.best_value >= 1.0  # Optuna knows them, too
 
+
+@pytest.mark.skipif(not hasattr(optuna.Trial, "set_constraint"), reason="new in Optuna 5")
+def test_constraints_set_by_the_trial_are_respected() -> None:
     def objective(trial: optuna.Trial) -> float:
         x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
         trial.set_constraint("sum", 1.0 - x - y)
@@ -129,9 +137,29 @@ def test_constraints_set_by_the_trial_are_respected() -> None:
 
     study = optuna.create_study(sampler=apq.APQSampler(seed=0))
     study.optimize(objective, n_trials=40)
-    late = [t.params["x"] + t.params["y"] for t in study.trials[20:]]
-    assert sum(value >= 1.0 for value in late) >= 10
-    assert min(value for value in late if value >= 1.0) < 1.05
+    check_constrained(study)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_constraints_of_a_function_are_respected(stored: bool, url: str) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        trial.set_user_attr("lacking", 1.0 - x - y)
+        return x + y
+
+    sampler = apq.APQSampler(seed=0, constraints_func=lambda t: (t.user_attrs["lacking"], -1.0))
+    study = optuna.create_study(storage=apq.open_storage(url) if stored else None, sampler=sampler)
+    study.optimize(objective, n_trials=40)
+    check_constrained(study)
+
+
+def test_constraints_of_either_version_are_read() -> None:
+    """A study's database may have been written by Optuna 4 or 5."""
+    attributes = {"constraints": [1.0, -1.0], "constraints:sum": 0.5, "constraints_of_mine": 3}
+    trial = optuna.trial.create_trial(value=0.0, system_attrs=attributes)
+    assert constraints_of(trial) == {"0": 1.0, "1": -1.0, "sum": 0.5}
+    failed = optuna.trial.create_trial(value=0.0, system_attrs={"constraints": None})
+    assert constraints_of(failed) == {}
 
 
 def test_one_name_two_spaces_without_a_network_is_just_two_spaces(url: str) -> None:
