@@ -53,7 +53,7 @@ def layer_figure(found: LayerCosts) -> go.Figure:
     kernel = f", kernel {found.kernel}" if found.elastic else ""
     title = f"{found.name} on {found.device}: {low} to {high} channels{kernel}"
     layout(figure, title, 160 + 360 * m)
-    figure.update_layout(legend={"orientation": "h", "y": -0.3 / m}, margin={"t": 90})
+    figure.update_layout(margin={"t": 90})
     return figure
 
 

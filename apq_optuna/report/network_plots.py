@@ -63,7 +63,7 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     figure.update_layout(barmode="overlay")
     figure = layout(figure, title or "Network", 560)
     figure.update_layout(
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        legend={"x": 1, "xanchor": "right", "yref": "paper", "y": 1.02},
         margin={"t": 90},
     )
     return figure
@@ -98,12 +98,9 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
         hovertemplate="%{y}, %{x}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category")
-    return layout(
-        figure,
-        "Networks on the front: bits (colour), channels and kernel",
-        160 + 26 * len(networks),
-        right=170,
-    )
+    title = "Networks on the front: bits (colour), channels and kernel"
+    layout(figure, title, 160 + 26 * len(networks), right=170)
+    return figure.update_layout(margin={"b": 50})
 
 
 def groups_with_bits(space: SearchSpace) -> dict[str, list[int]]:

@@ -42,8 +42,9 @@ def layout(figure: go.Figure, title: str, height: int = 460, *, right: int = 60)
     """
     figure.update_layout(
         title={"text": title, "x": 0.02, "xanchor": "left"}, template="plotly_white",
-        height=height, margin={"t": 60, "b": 50, "r": right}, modebar={"orientation": "v"},
-        legend={"orientation": "h", "y": -0.2}, hoverlabel={"align": "left"},
+        height=height, margin={"t": 60, "b": 90, "r": right}, modebar={"orientation": "v"},
+        legend={"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
         font={"family": "system-ui, sans-serif", "size": 13},
     )  # fmt: skip
     return figure
@@ -92,7 +93,8 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
             )  # fmt: skip
         figure.update_xaxes(title_text=title_of(metric), row=1, col=column)
     figure.update_yaxes(title_text=title_of(summary.metric_names[0]), row=1, col=1)
-    return layout(figure, f"Pareto front of {len(summary.values)} trials")
+    layout(figure, f"Pareto front of {len(summary.values)} trials")
+    return figure.update_layout(margin={"b": 110})  # where it is narrow the legend has two rows
 
 
 def hypervolume_figure(summary: StudySummary) -> go.Figure:
@@ -110,7 +112,8 @@ def hypervolume_figure(summary: StudySummary) -> go.Figure:
     )  # fmt: skip
     figure.update_xaxes(title_text="trial")
     figure.update_yaxes(title_text="hypervolume", rangemode="tozero")
-    return layout(figure, "Hypervolume over trials", 360)
+    layout(figure, "Hypervolume over trials", 360)
+    return figure.update_layout(margin={"b": 50})
 
 
 def calibration_figure(summary: StudySummary) -> go.Figure | None:

@@ -23,6 +23,9 @@ from apq_optuna.report import network_plots, plots
 from apq_optuna.report.summary import StudySummary, summarise
 from apq_optuna.space import SearchSpace
 
+DASHBOARD_PX = 470
+"""Height of a figure's place in optuna-dashboard."""
+
 _STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
        color: #202124; }
@@ -231,5 +234,7 @@ def save_to_dashboard(study: Study, figures: Mapping[str, go.Figure]) -> None:
 
     for name, figure in figures.items():
         slim = go.Figure(figure)
-        slim.update_layout(template="none")  # the template is most of a figure's size
+        # the template is most of a figure's size; what is higher than its place there is cut off
+        slim.update_layout(template="none", height=min(figure.layout.height or 450, DASHBOARD_PX))
+        slim.update_xaxes(automargin=True).update_yaxes(automargin=True)
         save_plotly_graph_object(study, slim, graph_object_id=f"apq-{name}")
