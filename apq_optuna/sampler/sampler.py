@@ -19,7 +19,6 @@ from apq_optuna._optuna import set_constraints, set_trial_attribute, study_key
 from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError
 from apq_optuna.hardware import CompiledCosts, CostTable
 from apq_optuna.networks import Genotypes
-from apq_optuna.pairs import PairStore
 from apq_optuna.sampler.history import ParameterUnion, RowSet, claim_of, claimed_row
 from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.sampler.matching import (
@@ -32,7 +31,13 @@ from apq_optuna.sampler.matching import (
     uses_space,
 )
 from apq_optuna.sampler.proposals import Proposer, continuous
-from apq_optuna.sampler.sources import Source, completed, shared_parameters, surrogate_of
+from apq_optuna.sampler.sources import (
+    Source,
+    completed,
+    is_pairs,
+    shared_parameters,
+    surrogate_of,
+)
 from apq_optuna.space import SearchSpace
 
 _logger = get_logger("apq_optuna.sampler")
@@ -104,7 +109,7 @@ class APQSampler(BaseSampler):
         self._budgets = dict(budgets or {})
         self._reference = dict(reference or {})
         sources = (
-            [] if source is None else [source] if isinstance(source, Source) else list(source)
+            [] if source is None else list(source) if isinstance(source, Sequence) else [source]
         )
         self._sources: list[Source] = sources
         self._n_startup_trials = n_startup_trials
@@ -134,12 +139,16 @@ class APQSampler(BaseSampler):
 
     def _check_sources(self) -> None:
         for source in self._sources:
-            if isinstance(source, PairStore):
+            if is_pairs(source):
                 if self.space is None:
                     raise InvalidArgumentError(
                         "source: fp32 pairs need the search space they are of"
                     )
                 source.check_space(self.space)
+            elif not isinstance(source, Study):
+                raise InvalidArgumentError(
+                    f"source={source!r}: give a PairStore, an Optuna study, or a list of both"
+                )
             elif self.space is not None and completed(source):
                 shared_parameters(self.space, source)
 

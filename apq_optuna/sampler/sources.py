@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +14,24 @@ from optuna.trial import FrozenTrial, TrialState
 from apq_optuna._optuna import trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
-from apq_optuna.pairs import PairStore
 from apq_optuna.sampler.surrogate import Surrogate, clipped
 from apq_optuna.space import SearchSpace
 
+if TYPE_CHECKING:
+    from apq_optuna.pairs import PairStore
+
 Floats = NDArray[np.floating]
-Source = PairStore | Study
+Source: TypeAlias = "PairStore | Study"
 
 _logger = get_logger("apq_optuna.sampler")
 
 FEWEST_PAIRS = 10
 """Fewer fp32 pairs than this teach nothing worth transferring."""
+
+
+def is_pairs(source: object) -> TypeGuard[PairStore]:
+    """Whether a source holds fp32 pairs; asked without loading the database's packages."""
+    return hasattr(source, "fp32_scorer")
 
 
 def surrogate_of(
@@ -43,7 +51,7 @@ def surrogate_of(
     """
     fp32 = None
     for source in sources:
-        if isinstance(source, PairStore):
+        if is_pairs(source):
             pairs = source.load()
             if len(pairs) >= FEWEST_PAIRS:
                 fp32 = source.fp32_scorer(space, pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import threading
@@ -12,11 +13,12 @@ import optuna
 import pytest
 
 import apq_optuna as apq
+from apq_optuna._optuna import storage_of
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware import CostTable
 from apq_optuna.objective import uniform_baselines
-from apq_optuna.report import remember, stored_space, study_figures
+from apq_optuna.report import remember, save_to_dashboard, stored_space, study_figures
 from apq_optuna.report.summary import summarise
 from apq_optuna.supernet import OnceForAllNet
 from tests.conftest import FAST
@@ -63,9 +65,27 @@ def test_every_figure_is_drawn(url: str, digits_costs: CostTable) -> None:
     named = {trace.name: len(trace.x) for trace in front.data if trace.showlegend}
     assert named["Pareto front"] == len(study.best_trials)
     assert named["Pareto front"] + named["trial"] == 30
-    assert named["largest network, uniform bits"] == 1
+    assert named["largest network, W8A8"] == 1
     volume = np.array(figures["hypervolume"].data[0].y)
     assert (np.diff(volume) >= 0).all() and volume[-1] > 0
+
+
+def test_labels_do_not_overlap_and_buttons_cover_no_title(
+    url: str, digits_costs: CostTable
+) -> None:
+    study = finished_study(url, digits_costs)
+    alike = {"accuracy": 0.9, "latency_ms": 1, "energy_mj": 1}
+    remember(study, SPACE, [{"name": name, **alike} for name in ("W8A8", "W6A6", "W4A4")])
+    figures = study_figures(study)
+    uniform = [t for t in figures["pareto-front"].data if t.name.startswith("largest")]
+    assert len({t.marker.symbol for t in uniform}) == len({t.name for t in uniform}) == 3
+    assert all(t.mode == "markers" and t.text is None for t in uniform)
+    for figure in figures.values():
+        assert figure.layout.modebar.orientation == "v" and figure.layout.margin.r >= 60
+    save_to_dashboard(study, figures)  # what is higher than its place there is cut off
+    stored = storage_of(study).get_study_system_attrs(study._study_id)
+    texts = ["".join(v for k, v in sorted(stored.items()) if f":apq-{n}:" in k) for n in figures]
+    assert all(json.loads(text)["layout"]["height"] <= 470 for text in texts)
 
 
 def test_a_chosen_trials_network_is_drawn_layer_by_layer(
