@@ -4,6 +4,6 @@ from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.prepare import collect, train
 from apq_optuna.commands.quickstart import quickstart
 from apq_optuna.commands.results import finetune, report
-from apq_optuna.commands.search import search
+from apq_optuna.commands.study import search
 
 __all__ = ["collect", "finetune", "hardware", "quickstart", "report", "search", "train"]

@@ -14,7 +14,7 @@ from apq_optuna.commands.common import (
     storage_url,
 )
 from apq_optuna.commands.prepare import collect_pairs_of, train_supernet_at
-from apq_optuna.commands.search import run_study
+from apq_optuna.commands.study import run_study
 
 
 def quickstart(arguments: Any) -> None:

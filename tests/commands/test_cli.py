@@ -119,7 +119,7 @@ def test_a_search_in_which_nothing_works_gives_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("apq_optuna.commands.search.MOST_LOST", 3)
+    monkeypatch.setattr("apq_optuna.commands.study.MOST_LOST", 3)
     command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "9",
                "--finetune-rate", "1e30", "--steps", "4", "--images", "50"]  # fmt: skip
     assert main(command) == 2

@@ -151,18 +151,18 @@ def test_a_checkpoint_brings_back_the_whole_state(digits: ImageData, tmp_path: P
 def test_a_write_that_is_cut_short_leaves_the_last_checkpoint(
     supernet: OnceForAllNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apq_optuna import _files
+    from apq_optuna import _checkpoints
 
     supernet.save(tmp_path)
     before = supernet.weights_hash
-    replace = _files.replace_file
+    replace = _checkpoints.replace_file
 
     def cut_short(path: Path, content: bytes) -> None:
         if path.suffix == ".safetensors":
             raise KeyboardInterrupt
         replace(path, content)
 
-    monkeypatch.setattr(_files, "replace_file", cut_short)
+    monkeypatch.setattr(_checkpoints, "replace_file", cut_short)
     supernet.classifier.bias.data += 1
     supernet.data_info["name"] = "newer"
     with pytest.raises(KeyboardInterrupt):
