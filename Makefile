@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 CONSTRAINTS := $(if $(OPTUNA),$(VENV)/constraints.txt,constraints.txt)
 EXTRA := $(if $(OPTUNA),test,dev)
-TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/test_storage.py \
-	tests/test_objective.py tests/test_pairs.py tests/test_prediction.py tests/test_stored.py)
+TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/commands \
+	tests/test_storage.py tests/test_objective.py tests/test_pairs.py tests/test_prediction.py \
+	tests/test_stored.py tests/test_studies.py)
 
 .PHONY: quickstart test lint types wheel clean
 
@@ -38,7 +39,7 @@ $(BIN)/python:
 
 # the pinned versions, but for Optuna's, which is the one asked for
 $(VENV)/constraints.txt: constraints.txt | $(BIN)/python
-	grep -v '^optuna' constraints.txt > $@
+	grep -v '^optuna==' constraints.txt > $@
 	echo 'optuna==$(OPTUNA)' >> $@
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
@@ -46,9 +47,9 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.installed-$(EXTRA): $(VENV)/.installed
-	$(PIP) --editable '.[$(EXTRA)]'
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(PIP) --editable '.[$*]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-optuna-* runs dist
+	rm -rf .venv .venv-optuna-* runs dist build *.egg-info

@@ -4,7 +4,7 @@ and their files."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,10 +29,13 @@ class Priced(Protocol):
     """What can be compiled: the parts of a cost table that prices follow from."""
 
     device: str
-    entries: dict[Key, Cost]
     partial: bool
     overhead: tuple[float, ...]
     metric_names: tuple[str, ...]
+
+    @property
+    def entries(self) -> Mapping[Key, Cost]:
+        """What each layer costs at each pair of bit-widths."""
 
 
 class Measurement(NamedTuple):

@@ -12,6 +12,7 @@ from apq_optuna.networks.family import (
     Step,
     Subnet,
     Width,
+    check_family,
 )
 from apq_optuna.networks.layers import FLOAT_BITS, ConvLayer, PlacedLayer, Size, as_pair
 from apq_optuna.networks.mobile import MobileFamily, MobileSubnet
@@ -38,6 +39,7 @@ __all__ = [
     "Subnet",
     "Width",
     "as_pair",
+    "check_family",
     "preset_family",
     "read_family",
 ]

@@ -26,6 +26,10 @@ class StageSpec:
     kernels: tuple[int, ...] = (3, 5, 7)
     expansion: tuple[int, int] = (4, 6)
 
+    def __post_init__(self) -> None:
+        for name in ("depths", "kernels", "expansion"):  # a list would do, but not as a key
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class Block:

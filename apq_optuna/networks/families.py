@@ -19,6 +19,8 @@ def read_family(description: Mapping[str, Any]) -> Family:
     Raises:
         SpaceError: Of no family that is known here, or not a description of it.
     """
+    if not isinstance(description, Mapping):
+        raise SpaceError(f"not the description of a network family: {description!r}")
     name = description.get("family", "mobile")
     if name not in FAMILIES:
         raise SpaceError(f"family={name!r} is unknown; known are {sorted(FAMILIES)}")

@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from apq_optuna.errors import SpaceError
 from apq_optuna.networks.decisions import Decision
 from apq_optuna.networks.layers import ConvLayer, PlacedLayer, as_pair
 
@@ -41,6 +42,14 @@ class Extent:
 
     constant: int = 0
     terms: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        """One term a decision: what it adds in two places (`cat([x, x])`) is added up."""
+        merged: dict[int, tuple[int, ...]] = {}
+        for column, values in self.terms:
+            before = merged.get(column, (0,) * len(values))
+            merged[column] = tuple(a + b for a, b in zip(before, values, strict=True))
+        object.__setattr__(self, "terms", tuple(merged.items()))
 
     def __call__(self, genotypes: Genotypes) -> NDArray[np.int64]:
         """`(n, D)` genotypes to `(n,)` sizes."""
@@ -70,7 +79,8 @@ class Site:
     Attributes:
         name: The name of the layer in `Subnet.layers()`.
         kind: What the family calls layers of this sort, for sums over them.
-        layer: One layer it can be; channels, kernel, padding and groups follow the extents.
+        layer: One layer it can be; channels, kernel and padding follow the extents, and so do
+            groups where there are as many as input channels.
         in_channels, out_channels, kernel: Of the others; `kernel` is the side of a square kernel,
             None where the kernel is `layer`'s.
         w_bits, a_bits: Of weights and input.
@@ -140,7 +150,8 @@ class Site:
         """The layer at one row of sizes, `(k,)`."""
         inputs, outputs, *kernel = sizes.tolist()
         layer = self.layer
-        groups = inputs if layer.depthwise else layer.groups
+        follows = layer.groups > 1 and layer.groups == layer.in_channels
+        groups = inputs if follows else layer.groups
         changed = replace(layer, in_channels=inputs, out_channels=outputs, groups=groups)
         if not kernel:
             return changed
@@ -189,7 +200,7 @@ class Subnet(ABC):
 
     @abstractmethod
     def with_bits(self, bits: int) -> Self:
-        """The same architecture with one bit-width for every searched layer."""
+        """The same architecture with one bit-width wherever a width is a choice."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -258,3 +269,35 @@ class Family(Protocol):
         Raises:
             SpaceError: The description is of no network of the family.
         """
+
+
+def check_family(family: Family) -> None:
+    """Whether decisions and sites of a family fit together.
+
+    Raises:
+        SpaceError: A site's sizes or widths are not those of the decisions that they follow, or it
+            divides its channels into groups that do not divide them.
+    """
+    choices = [decision.choices for decision in family.decisions()]
+    for site in family.sites():
+        for width in (site.w_bits, site.a_bits):
+            if width.column is not None and tuple(width.bits) != tuple(choices[width.column]):
+                raise SpaceError(
+                    f"{site.name} has widths {list(width.bits)}, its decision "
+                    f"{list(choices[width.column])}"
+                )
+            if width.column is None and len(width.bits) != 1:
+                raise SpaceError(f"{site.name} has widths {list(width.bits)} and no decision")
+        for extent in site.extents:
+            for column, values in extent.terms:
+                if len(values) != len(choices[column]):
+                    raise SpaceError(
+                        f"{site.name} has {len(values)} sizes for the {len(choices[column])} "
+                        f"choices of {family.decisions()[column].name}"
+                    )
+        for layer in site.layers():
+            if layer.in_channels % layer.groups or layer.out_channels % layer.groups:
+                raise SpaceError(
+                    f"{site.name}: {layer.groups} groups do not divide {layer.in_channels} and "
+                    f"{layer.out_channels} channels"
+                )

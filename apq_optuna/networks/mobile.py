@@ -54,6 +54,8 @@ class MobileFamily:
     channel_step: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("bits", "stages"):  # a list would do, but not as a key
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.num_classes < 2:
             raise SpaceError(f"num_classes={self.num_classes}: a classifier needs at least 2")
         if self.image_size < 4:
@@ -139,6 +141,7 @@ class MobileFamily:
                 for stage in description["stages"]
             )
             fields = dict(description) | {"stages": stages, "bits": tuple(description["bits"])}
+            fields.pop("family", None)
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise SpaceError(f"not the description of a network family: {error}") from error

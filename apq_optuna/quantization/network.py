@@ -121,6 +121,11 @@ def quantize_network(module: SubnetModule, subnet: Subnet) -> SubnetModule:
                 stride=convolution.stride[0], padding=int(convolution.padding[0]),
                 groups=convolution.groups,
             )  # fmt: skip
+        elif not isinstance(original, nn.Linear):
+            raise SpaceError(
+                f"{placed.name} is a {type(original).__name__}: a ConvNorm or a linear layer is "
+                "quantized"
+            )
         else:
             weight, bias = original.weight, original.bias
             layer = QuantizedLayer(weight, bias, placed, signed=signed, relu=False)

@@ -1,4 +1,4 @@
-"""Plotly figures of devices: one layer's costs, two devices, networks beside each other."""
+"""Plotly figures of devices: one layer's costs, two devices, a predicted front."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from apq_optuna.networks import Genotypes, PlacedLayer, Subnet, as_pair
+from apq_optuna.networks import Genotypes, PlacedLayer, Site, Subnet, as_pair
 from apq_optuna.report.plots import BASELINE, BIT_COLOURS, DOMINATED, FRONT, layout
 from apq_optuna.space import SearchSpace
 
@@ -29,7 +29,7 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
     Bars are output channels; the two rows below are weight and activation bits.
     """
     layers = list(subnet.layers())
-    names = [short(placed.name) for placed in layers]
+    names = shortened([placed.name for placed in layers])
     figure = make_subplots(
         2, 1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.05
     )
@@ -77,7 +77,7 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
         networks: (trial number, genotype) of the front, most accurate first.
     """
     groups = groups_with_bits(space)
-    names = [short(group) for group in groups]
+    names = shortened(list(groups))
     rows = np.stack([row for _, row in networks])
     active = space.active(rows)
     z = np.full((len(networks), len(names)), np.nan)
@@ -125,9 +125,11 @@ def _shape(space: SearchSpace, chosen: Mapping[int, Any]) -> Iterator[str]:
             yield f"k{chosen[column]}"
 
 
-def short(name: str) -> str:
-    """A name with numbered words cut to their first letter: `stage2.block1` is `s2.b1`."""
-    return re.sub(r"([A-Za-z])[A-Za-z]+(?=\d)", r"\1", name)
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names with numbered words cut to their first letter (`conv2.part1` is `c2.p1`), as long as
+    they stay apart."""
+    short = [re.sub(r"([A-Za-z])[A-Za-z]+(?=\d)", r"\1", name) for name in names]
+    return short if len(set(short)) == len(set(names)) else list(names)
 
 
 def _kind(placed: PlacedLayer) -> str:
@@ -166,7 +168,7 @@ def networks_figure(space: SearchSpace, networks: Sequence[tuple[str, Genotypes]
         )  # fmt: skip
         figure.update_yaxes(title_text="channels", range=[0, 1.35 * highest], row=row, col=1)
         figure.update_xaxes(
-            tickvals=list(range(len(groups))), ticktext=[short(group) for group in groups],
+            tickvals=list(range(len(groups))), ticktext=shortened(list(groups)),
             range=[-0.6, len(groups) - 0.4], showticklabels=True, row=row, col=1,
         )  # fmt: skip
     layout(figure, "Weight/activation bits of each layer, kernel", 130 + 250 * len(networks),
@@ -184,8 +186,9 @@ def _bars(
     found: list[dict[str, Any]] = []
     for place, members in enumerate(groups.values()):
         own = [site for site in sites if set(site.bit_columns) & set(members)]
-        pairs = {site.bit_columns: site for site in reversed(own)}  # the first of each pair
-        pairs = dict(reversed(pairs.items()))
+        pairs: dict[tuple[int, ...], Site] = {}
+        for site in own:
+            pairs.setdefault(site.bit_columns, site)  # the first of each pair
         for i, (columns, site) in enumerate(pairs.items()):
             if not active[columns[0]]:
                 continue

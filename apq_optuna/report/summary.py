@@ -122,7 +122,7 @@ def summarise(study: Study, space: SearchSpace | None = None) -> StudySummary:
 
     Args:
         study: The study.
-        space: The joint space of its networks; by default the one it keeps.
+        space: The joint space of its networks; by default the one it keeps, or its sampler's.
 
     Raises:
         StudyMismatchError: Never for an empty study; only if values and directions disagree.
@@ -157,5 +157,6 @@ def summarise(study: Study, space: SearchSpace | None = None) -> StudySummary:
     )
     return StudySummary(
         list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted,
-        front, trials, states, space or stored_space(study),
+        front, trials, states,
+        space or stored_space(study) or getattr(study.sampler, "space", None),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -109,7 +109,7 @@ class APQSampler(BaseSampler):
         self._budgets = dict(budgets or {})
         self._reference = dict(reference or {})
         sources = (
-            [] if source is None else list(source) if isinstance(source, Sequence) else [source]
+            [] if source is None else list(source) if isinstance(source, Iterable) else [source]
         )
         self._sources: list[Source] = sources
         self._n_startup_trials = n_startup_trials
@@ -134,6 +134,7 @@ class APQSampler(BaseSampler):
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._constraints_func = None  # what was pickled before there was such a thing has none
         self.__dict__.update(state)
         self._reset()
 

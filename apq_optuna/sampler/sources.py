@@ -116,7 +116,7 @@ def earlier_rows(
     genotypes = np.stack(rows)
     if part is not space:
         # canonical in the whole space, as the rows that it will be asked about: a shallow
-        # network's inactive blocks have one encoding; an unknown depth counts as the largest
+        # network's inactive decisions have one encoding; an unknown depth counts as the largest
         columns = [space.column[decision.name] for decision in part.decisions]
         whole = np.tile((space.sizes - 1).astype(np.int32), (len(genotypes), 1))
         whole[:, columns] = genotypes

@@ -23,6 +23,7 @@ from apq_optuna.networks import (
     Family,
     Genotypes,
     Subnet,
+    check_family,
     preset_family,
     read_family,
 )
@@ -93,7 +94,11 @@ class SearchSpace:
     @classmethod
     def from_family(cls, family: Family) -> SearchSpace:
         """The joint space over architecture, channels and bit-widths of a family of networks."""
+        check_family(family)
         return cls(family.decisions(), family)
+
+    from_network = from_family
+    """The former name."""
 
     @classmethod
     def from_distributions(cls, distributions: Mapping[str, BaseDistribution]) -> SearchSpace:
@@ -103,7 +108,7 @@ class SearchSpace:
     # ------------------------------------------------------------------ description
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Every parameter's Optuna distribution, in column order, inactive blocks included."""
+        """Every parameter's Optuna distribution, in column order, inactive ones included."""
         return {decision.name: decision.distribution() for decision in self.decisions}
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +158,11 @@ class SearchSpace:
         """
         if self.family is None:
             raise SpaceError("this is a plain search space; it describes no network")
+        return self.family
+
+    @property
+    def network(self) -> Family | None:
+        """The former name of `family`."""
         return self.family
 
     @property

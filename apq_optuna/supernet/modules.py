@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from functools import singledispatch
 from typing import Any
 
@@ -15,7 +15,7 @@ from apq_optuna.networks import Subnet
 from apq_optuna.space import SearchSpace
 
 
-class Supernet(nn.Module):
+class Supernet(nn.Module, ABC):
     """Every network of a space in one set of weights: subnets are evaluated without training.
 
     Attributes:
@@ -52,7 +52,7 @@ class Supernet(nn.Module):
         return digest.hexdigest()[:16]
 
 
-class SubnetModule(nn.Module):
+class SubnetModule(nn.Module, ABC):
     """A subnet as an ordinary network.
 
     Attributes:

@@ -147,6 +147,7 @@ def test_a_large_overhead_is_found_and_a_negative_one_is_none() -> None:
     found = fit_correction(x, x + 2 * x.mean())
     np.testing.assert_allclose(found(x), x + 2 * x.mean(), rtol=0.03)
     assert fit_correction(x, 1.1 * x - 0.1).overhead_ms == 0
+    assert fit_correction([200.0, 0.04], [0.03, 0.05]).scale > 0  # one layer met a slow moment
 
 
 def test_a_device_whose_networks_take_more_than_their_layers(digits_costs: CostTable) -> None:

@@ -19,6 +19,7 @@ from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware import CostTable
 from apq_optuna.objective import uniform_baselines
 from apq_optuna.report import remember, save_to_dashboard, stored_space, study_figures
+from apq_optuna.report.network_plots import networks_figure, shortened
 from apq_optuna.report.summary import summarise
 from apq_optuna.supernet import OnceForAllNet
 from tests.conftest import FAST
@@ -213,3 +214,25 @@ def test_a_browser_opens_the_dashboard(url: str, digits_costs: CostTable, tmp_pa
         server.shutdown()
         thread.join()
     assert "apq-pareto-front" in document or "Pareto front of 30 trials" in document
+
+
+def test_bars_stand_in_the_order_of_the_layers() -> None:
+    rows = SPACE.extreme(largest=True)
+    figure = networks_figure(SPACE, [("largest", rows[0])])
+    (bars,) = figure.data
+    names = [text.split(":")[0].rsplit(".", 1)[1] for text in bars.hovertext]
+    assert names[:4] == ["expand", "depthwise"] * 2 and list(bars.x) == sorted(bars.x)
+
+
+def test_names_are_shortened_only_as_long_as_they_stay_apart() -> None:
+    assert shortened(["stage2.block1.expand", "stem"]) == ["s2.b1.expand", "stem"]
+    assert shortened(["block1.conv1", "branch1.conv1"]) == ["block1.conv1", "branch1.conv1"]
+
+
+def test_mean_bits_are_known_from_the_sampler_too(digits_costs: CostTable) -> None:
+    sampler = apq.APQSampler(SPACE, costs=digits_costs, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+    study.optimize(
+        lambda trial: (0.5, *digits_costs.network_cost(SPACE.suggest(trial).layers())), n_trials=2
+    )
+    assert 2 <= summarise(study).mean_bits(0) <= 8

@@ -98,6 +98,9 @@ def test_arguments_that_do_not_fit_are_named(digits_costs: CostTable, url: str) 
         apq.APQSampler(n_startup_trials=0)
     with pytest.raises(InvalidArgumentError, match="source=3: give a PairStore, an Optuna study"):
         apq.APQSampler(source=3)  # type: ignore[arg-type]
+    earlier = optuna.create_study()
+    for several in ([earlier], (earlier,), {earlier}, iter([earlier])):
+        apq.APQSampler(source=several)  # type: ignore[arg-type]
 
 
 def test_known_names_matter_only_where_the_space_is_used(digits_costs: CostTable) -> None:

@@ -94,7 +94,7 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
     """Whether the device runs the fixed layers, and any width of the searched ones."""
     common = [b for b in space.bits if b in device.bits]
     fixed = fixed_widths(space)
-    if not common or not fixed <= set(device.bits):
+    if (space.bits and not common) or not fixed <= set(device.bits):
         raise MissingCostError(
             f"device {device.name!r} executes {list(device.bits)} bits: a table needs some of the "
             f"space's {list(space.bits)}, and {sorted(fixed)} for its fixed layers; "

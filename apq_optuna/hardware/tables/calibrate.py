@@ -27,13 +27,18 @@ def calibration_networks(
     """k networks worth measuring: random ones, spread evenly from cheap to dear.
 
     Raises:
-        InvalidArgumentError: k below 1.
+        InvalidArgumentError: k below 1, or no network that the device runs was found.
     """
     if k < 1:
         raise InvalidArgumentError(f"k={k}: at least one network is measured")
     rng = np.random.default_rng([seed, 21])
     compiled = table.compile(space)
     rows = compiled.repair(space.sample(50 * k, rng), rng)
+    rows = rows[np.isfinite(compiled(rows)).all(axis=1)]
+    if not len(rows):
+        raise InvalidArgumentError(
+            f"k={k}: {table.device!r} runs none of {50 * k} random networks"
+        )
     rows = rows[np.argsort(compiled(rows)[:, 0], kind="stable")]
     places = (np.arange(k) + 0.5) / k * len(rows)
     return [space.decode(rows[int(place)]) for place in places]

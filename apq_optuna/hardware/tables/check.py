@@ -15,7 +15,7 @@ import numpy as np
 
 from apq_optuna.errors import CostTableError
 from apq_optuna.hardware.costs import Key, layer_name
-from apq_optuna.hardware.entries import Pairs, fixed_layers, searched_layers
+from apq_optuna.hardware.entries import Pairs, fixed_layers, fixed_widths, searched_layers
 from apq_optuna.hardware.tables.table import CostTable
 from apq_optuna.networks import ConvLayer
 from apq_optuna.space import SearchSpace
@@ -148,7 +148,7 @@ def _monotonicity(
     check: TableCheck, table: CostTable, space: SearchSpace, layers: Sequence[ConvLayer],
     column: int, metric: str,
 ) -> None:  # fmt: skip
-    bits = space.bits
+    bits = sorted({*space.bits, *fixed_widths(space)})
     for what, series in (
         ("more channels", _channel_series(layers)),
         ("a larger kernel", _kernel_series(layers)),

@@ -13,7 +13,7 @@ from apq_optuna._text import aligned
 from apq_optuna.errors import CostTableError, InvalidArgumentError
 from apq_optuna.hardware.costs import METRIC_NAMES
 from apq_optuna.hardware.devices.device import Device
-from apq_optuna.hardware.entries import searched_layers
+from apq_optuna.hardware.entries import fixed_widths, searched_layers
 from apq_optuna.hardware.tables.table import CostTable
 from apq_optuna.networks import ConvLayer, Extent, Site, as_pair
 from apq_optuna.space import SearchSpace
@@ -90,7 +90,7 @@ def compare_tables(
     if both.sum() < 2:
         raise CostTableError("no network of the space runs on both devices")
     rows, latencies = rows[both], latencies[:, both]
-    widths = space.bits
+    widths = space.bits or tuple(sorted(fixed_widths(space)))
     correlation = float(spearmanr(*latencies).statistic)
     return Comparison(
         (tables[0].device, tables[1].device),
@@ -122,7 +122,8 @@ def _shares(table: CostTable, space: SearchSpace, rows: NDArray[np.int32]) -> Fl
 
 
 def _bit_gain(table: CostTable, space: SearchSpace) -> Floats:
-    low, high = space.bits[0], space.bits[-1]
+    widths = space.bits or tuple(sorted(fixed_widths(space)))
+    low, high = widths[0], widths[-1]
     ratios: tuple[list[float], list[float]] = ([], [])
     for layer in searched_layers(space):
         narrow = table.entries.get((layer, low, low))
@@ -190,15 +191,19 @@ def layer_costs(
     """
     sites = {site.name: site for site in space.networks.sites() if site.searched}
     if name not in sites:
-        first, *_, last = sites
+        first, last = (list(sites) or ["none"])[0], (list(sites) or ["none"])[-1]
         kinds = [kind for kind in kinds_of(space) if any(s.kind == kind for s in sites.values())]
         raise InvalidArgumentError(
             f"layer={name!r}: choose from {first} to {last} ({', '.join(kinds)})"
         )
-    site, bits = sites[name], space.bits
+    site = sites[name]
+    bits = tuple(sorted({*site.w_bits.bits, *site.a_bits.bits}))
     kernel = _kernel(site, kernel)
     price = _pricing(source, bits)
-    column = next(c for extent in (site.out_channels, site.in_channels) for c, _ in extent.terms)
+    columns = [c for extent in (site.out_channels, site.in_channels) for c, _ in extent.terms]
+    if not columns:
+        raise InvalidArgumentError(f"layer={name!r}: its channels are no choice")
+    column = columns[0]
     choices = space.decisions[column].choices
     channels = np.array(choices)
     if isinstance(source, Device):

@@ -62,7 +62,7 @@ def fit_correction(
         measured: The same networks run whole, `(k,)`, ms.
 
     Returns:
-        Scale and overhead, the latter never negative.
+        Scale and overhead, the former positive, the latter never negative.
 
     Raises:
         InvalidArgumentError: No networks, other shapes, or latencies that are not positive.
@@ -90,7 +90,8 @@ def _fit(x: Floats, y: Floats) -> tuple[float, float]:
     prior = np.diag([1 / SCALE_SPREAD, 1 / OVERHEAD_SPREAD])
     targets = np.concatenate([np.full(len(x), 1 / ERROR), [1 / SCALE_SPREAD, 0.0]])
     scale, overhead = np.linalg.lstsq(np.concatenate([design, prior]), targets, rcond=None)[0]
-    if overhead < 0:  # no network takes less for being one
+    # no network takes less for being one, nor the less the more its layers take
+    if overhead < 0 or scale <= 0:
         scale, overhead = (
             np.linalg.lstsq(np.concatenate([design, prior])[:, :1], targets, rcond=None)[0][0],
             0.0,
