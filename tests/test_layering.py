@@ -1,6 +1,6 @@
 """The house rules a machine can check: which rooms there are, who imports whom, and what.
 
-The table of floors is written here, once; the design's table is its picture.
+The floors are written here; CONTRIBUTING.md has their picture.
 """
 
 from __future__ import annotations
