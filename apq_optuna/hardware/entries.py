@@ -47,8 +47,9 @@ def fixed_widths(space: SearchSpace) -> set[int]:
 
 def _pairs(sites: Iterable[Site], bits: Sequence[int] | None) -> Pairs:
     def allowed(width: Width) -> list[int]:
-        every = bits is None or width.column is None
-        return [b for b in width.bits if every or b in bits]  # type: ignore[operator]
+        if bits is None or width.column is None:
+            return list(width.bits)
+        return [b for b in width.bits if b in bits]
 
     found: dict[ConvLayer, dict[tuple[int, int], None]] = {}
     for site in sites:

@@ -12,11 +12,12 @@ import torch
 
 import apq_optuna as apq
 from apq_optuna.data import ImageData
-from apq_optuna.errors import CostTableError, SpaceError
+from apq_optuna.errors import CostTableError, MissingCostError, SpaceError
 from apq_optuna.hardware import CostTable, check_table
 from apq_optuna.hardware.entries import needed_entries
 from apq_optuna.hardware.tables import terms as terms_module
 from apq_optuna.hardware.tables.compare import compare_tables, layer_costs, telling_layer
+from apq_optuna.networks import Decision, Site, Width
 from apq_optuna.report import network_plots, stored_space, study_figures, summarise, write_html
 from apq_optuna.search.evolution import Variation
 from apq_optuna.space import Coordinates, SearchSpace
@@ -198,3 +199,39 @@ def test_the_whole_job_runs_on_it(
     images, _ = next(iter(digits.evaluation_batches(digits.test, 16)))
     assert torch.equal(network(images), again(images))
     assert stored["costs"] == again.about["costs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(Chain):
+    """A chain whose second convolution has widths of its own."""
+
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(
+            dataclasses.replace(d, choices=(2, 4)) if d.quantization and d.group == "conv1" else d
+            for d in super().decisions()
+        )
+
+    def sites(self) -> tuple[Site, ...]:
+        first, second, *others = super().sites()
+        w, a = (Width((2, 4), width.column) for width in (second.w_bits, second.a_bits))
+        return (first, dataclasses.replace(second, w_bits=w, a_bits=a), *others)
+
+
+def test_layers_may_have_widths_of_their_own() -> None:
+    space = SearchSpace.from_family(Mixed())
+    assert space.bits == (2, 4, 8)
+    table = apq.hardware.bitfusion_small().table(space)
+    pairs = needed_entries(space)
+    assert {p for layer, each in pairs.items() if layer.in_channels == 1 for p in each} == {
+        (4, 4), (4, 8), (8, 4), (8, 8),
+    }  # fmt: skip
+    rows = space.sample(50, np.random.default_rng(0))
+    expected = [table.network_cost(space.decode(row).layers()) for row in rows]
+    np.testing.assert_allclose(table.compile(space)(rows), expected, rtol=1e-12)
+    assert layer_costs(table, space, "conv1").bits == (2, 4)
+
+    class Eight(apq.hardware.Device):
+        name, bits = "eight", (8,)
+
+    with pytest.raises(MissingCostError, match=r"none of the \[2, 4\] that conv1 may have"):
+        Eight().table(space)

@@ -100,6 +100,13 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
             f"space's {list(space.bits)}, and {sorted(fixed)} for its fixed layers; "
             "set its `bits`"
         )
+    for site in space.networks.sites():
+        for width in (site.w_bits, site.a_bits):
+            if not set(width.bits) & set(device.bits):
+                raise MissingCostError(
+                    f"device {device.name!r} executes {list(device.bits)} bits, and none of the "
+                    f"{list(width.bits)} that {site.name} may have"
+                )
 
 
 def _plain(device: Device, answer: Cost) -> Cost:
