@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 CONSTRAINTS := $(if $(OPTUNA),$(VENV)/constraints.txt,constraints.txt)
 EXTRA := $(if $(OPTUNA),test,dev)
-TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/commands \
-	tests/test_storage.py tests/test_objective.py tests/test_pairs.py tests/test_prediction.py \
-	tests/test_stored.py tests/test_studies.py)
+TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/test_storage.py \
+	tests/test_objective.py tests/test_pairs.py tests/test_prediction.py tests/test_stored.py \
+	tests/test_studies.py)
 
 .PHONY: quickstart test lint types wheel clean
 

@@ -16,7 +16,7 @@ STUDIES = Path(__file__).resolve().parent.parent / "studies"
 def run(folder: Path, script: str, *arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, str(STUDIES / script), *arguments], cwd=folder, capture_output=True,
-        text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "2"},
+        text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout
