@@ -108,7 +108,8 @@ def test_more_work_takes_longer() -> None:
         assert 0 < little < much and none is None
 
 
-def test_a_table_and_its_correction() -> None:
+def test_a_table_and_its_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apq_optuna.hardware.devices.cpu.WAITS_S", ())  # tests beside it disturb
     table = QUICK.table(SPACE)
     compiled = table.compile(SPACE)
     assert compiled.has_free_bits  # everything up to 8 runs alike
