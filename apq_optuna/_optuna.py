@@ -15,6 +15,18 @@ CONSTRAINTS = "constraints"
 """Optuna's own attribute for constraint values; one prefixed with it and a colon for each name."""
 
 
+def whole_study(study: Study) -> Study:
+    """The study itself, where a pruner shows a part of it.
+
+    `HyperbandPruner` gives the sampler one of its brackets, which has few of a study's attributes.
+    """
+    try:
+        whole = object.__getattribute__(study, "_study")
+    except AttributeError:
+        return study
+    return whole if isinstance(whole, Study) else study
+
+
 def trials_of(study: Study) -> list[FrozenTrial]:
     """Every trial of a study as it is stored now, not copied; they must not be changed."""
     return study._get_trials(deepcopy=False, use_cache=False)

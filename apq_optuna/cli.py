@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "Train a once-for-all network. It is trained once and serves every device and study.",
     )  # fmt: skip
     _data(train)
+    _augment(train)
     train.add_argument("--preset", default="cifar10", help="digits, cifar10 (default) or imagenet")
     train.add_argument(
         "--run", type=Path, required=True, help="folder for the supernet and the study"
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "Run, or go on with, a study. Several of these at once share the work of one study.",
     )  # fmt: skip
     _data(search)
+    _augment(search)
     _run(search)
     search.add_argument("--study", default="search", help="name of the study (default: search)")
     search.add_argument("--hardware", default="", metavar="NAME|FILE",
@@ -187,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "Finish a trial: finetune it fully, measure it once on the test images, and save it.",
     )  # fmt: skip
     _data(finetune)
+    _augment(finetune)
     _run(finetune)
     finetune.add_argument("--study", default="search", help="name of the study")
     finetune.add_argument("--trial", type=int, help="trial to finish (default: most accurate)")
@@ -300,6 +303,21 @@ def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, help="resize a folder's images to this side")
     parser.add_argument("--grayscale", action="store_true", default=None,
                         help="convert a folder's images to grayscale")  # fmt: skip
+    parser.add_argument("--fit", choices=("crop", "pad", "stretch"),
+                        help="how a folder's images become squares: the middle (crop), whole on "
+                        "black (pad), or both sides resized (stretch) (default: as trained, else "
+                        "crop)")  # fmt: skip
+    parser.add_argument("--skip-broken", action="store_true",
+                        help="leave out a folder's images that cannot be read, and say which "
+                        "(default: as trained)")  # fmt: skip
+
+
+def _augment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--augment", choices=("none", "shift", "shift+flip"),
+                        help="what training does to images at random: shift+flip for photographs, "
+                        "shift where a mirror image means something else (digits, text, signs), "
+                        "none where the place counts too (default: as trained, else shift for "
+                        "digits and shift+flip for all others)")  # fmt: skip
 
 
 if __name__ == "__main__":

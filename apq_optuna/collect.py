@@ -22,6 +22,18 @@ from apq_optuna.supernet import Supernet, accuracy
 from apq_optuna.supernet.training import check_data
 
 WRITE_SECONDS = 5.0
+CALIBRATION_IMAGES = 512
+
+
+def protocol_of(images: int | None, calibration_images: int = CALIBRATION_IMAGES) -> str:
+    """What a store notes of how its pairs were measured."""
+    return f"{images or 'all'} images, {calibration_images} for statistics"
+
+
+def images_of(protocol: str) -> int | None:
+    """The number of images that `protocol_of` was given."""
+    count = protocol.split()[0]
+    return None if count == "all" else int(count)
 
 
 def collect_pairs(
@@ -32,7 +44,7 @@ def collect_pairs(
     *,
     seed: int = 0,
     images: int | None = None,
-    calibration_images: int = 512,
+    calibration_images: int = CALIBRATION_IMAGES,
     workers: int = 1,
     report: Callable[[int, float], None] | None = None,
 ) -> int:
@@ -68,7 +80,7 @@ def collect_pairs(
             f"images={images}, calibration_images={calibration_images}: both must be at least 1"
         )
     check_data(supernet, data)
-    store.agree(f"{images or 'all'} images, {calibration_images} for statistics")
+    store.agree(protocol_of(images, calibration_images))
     wanted = architectures(supernet, n, seed)
     todo = wanted[store.missing(wanted)]
     report = report or (lambda done, value: None)

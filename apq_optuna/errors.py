@@ -1,7 +1,8 @@
 """The errors this package raises on bad input; every one of them is an `ApqError`.
 
 Each message names the argument, the value it had, and what is allowed. Errors that Python users
-would expect to be a `ValueError` are one as well, so `except ValueError` keeps working.
+would expect to be a `ValueError` are one as well, so `except ValueError` keeps working. What is
+done all the same, but should be known, is a warning.
 """
 
 
@@ -15,6 +16,10 @@ class InvalidArgumentError(ApqError, ValueError):
 
 class DataError(ApqError, ValueError):
     """Images that cannot be used as a data set."""
+
+
+class DataWarning(UserWarning):
+    """Images were taken otherwise than their folder may have meant, or not all of them."""
 
 
 class SpaceError(ApqError, ValueError):

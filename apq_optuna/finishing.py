@@ -83,6 +83,7 @@ def finish(
         "epochs": epochs,
         "class_names": list(data.class_names),
         "image_size": data.image_size,
+        "fit": data.fit,
         "mean": list(data.mean),
         "std": list(data.std),
         "macs": subnet.macs,

@@ -17,7 +17,7 @@ from apq_optuna._optuna import (
     set_study_attribute,
     study_attribute,
 )
-from apq_optuna.data import ImageData
+from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
 from apq_optuna.hardware import CostTable, Device
 from apq_optuna.networks import Subnet
@@ -90,6 +90,7 @@ class Objective:
             "device": costs.device if costs else None,
             "cost table": costs.digest if costs else None,
             "images": images,
+            "augmentation": data.augment,
             **{f"finetune {name}": value for name, value in asdict(self.finetune).items()},
         }
         if costs is not None:
@@ -113,7 +114,7 @@ class Objective:
 
         Raises:
             StudyMismatchError: Its directions, metric names or conditions (supernet, data, costs,
-                finetuning) are others; says what to change.
+                augmentation, finetuning) are others; says what to change.
         """
         directions = [direction.name.lower() for direction in study.directions]
         if directions != self.directions:
@@ -132,6 +133,9 @@ class Objective:
             set_study_attribute(study, "objective", self._conditions)
             set_study_attribute(study, "space", self.supernet.space.to_dict())
             return
+        # one that says nothing of it did what was usual, or what its own images still do
+        usual = usual_augment(self.data.name) or self.data.augment
+        stored = {"augmentation": usual, **stored}
         other = [
             f"{name} {stored.get(name)!r}, now {value!r}"
             for name, value in self._conditions.items()

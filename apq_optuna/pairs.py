@@ -290,8 +290,12 @@ class PairStore:
         )
         return path
 
-    def import_npz(self, path: str | Path) -> int:
+    def import_npz(self, path: str | Path, *, protocol: str | None = None) -> int:
         """Adds the pairs of a file; returns how many there are in it.
+
+        Args:
+            path: What `export_npz` wrote.
+            protocol: How they have to have been measured; by default as those that are here.
 
         Raises:
             PairError: Not such a file, or pairs of another supernet, split or protocol.
@@ -303,17 +307,18 @@ class PairStore:
                 raise PairError(f"{path} has format {fields['format']}; expected {FORMAT}")
             owner, split = str(fields["supernet"]), str(fields["split"])
             packed, accuracies = fields["genotypes"], fields["accuracies"]
-            protocol = str(fields["protocol"])
+            measured = str(fields["protocol"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise PairError(f"{path} is not a file of pairs: {error}") from error
         for what, theirs, ours in (
             ("supernet", owner, self.supernet), ("data split", split, self.split),
+            ("protocol", measured, measured if protocol is None else protocol),
         ):  # fmt: skip
             if theirs != ours:
                 raise PairError(f"{path} holds pairs of {what} {theirs}, not of {ours}")
         genotypes = np.zeros((len(accuracies), len(self._kept)), np.int32)
         genotypes[:, self._kept] = packed
-        if protocol:
-            self.agree(protocol)
+        if measured:
+            self.agree(measured)
         self.add(genotypes, accuracies)
         return len(accuracies)

@@ -3,6 +3,7 @@
 `fixtures/run-0.1.0.zip` is the run's folder: supernet, study, pairs, tables, a finished network.
 `figures.json` and `figures.npz` are what that version computed, the latter for 1,000 genotypes of
 each preset, drawn by `space.sample(1000, default_rng(7))`.
+Bit-serial costs are of a later version, which counts a depthwise kernel's taps.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TextIO
 
 from apq_optuna.errors import InvalidArgumentError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable, Device
+    from apq_optuna.pairs import PairStore
     from apq_optuna.space import SearchSpace
     from apq_optuna.supernet import OnceForAllNet
 
@@ -52,16 +54,23 @@ def load_supernet(arguments: Any) -> OnceForAllNet:
     return OnceForAllNet.load(str(arguments.run).removeprefix("pretrained:"))
 
 
-def load_images(
-    arguments: Any, trained_on: str | None = None, size: int | None = None
-) -> ImageData:
+def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) -> ImageData:
+    """The images that the command line names, else as `info`, a supernet's `data_info`, has it."""
     from apq_optuna.data import load_data
 
-    name = arguments.data or trained_on
+    name = arguments.data or info.get("name")
     if not name:
         raise InvalidArgumentError("--data is needed: digits, cifar10 or folder:PATH")
     started = time.perf_counter()
-    data = load_data(name, image_size=arguments.image_size or size, grayscale=arguments.grayscale)
+    with _warnings_said():
+        data = load_data(
+            name,
+            image_size=arguments.image_size or info.get("image_size"),
+            grayscale=arguments.grayscale,
+            fit=arguments.fit or info.get("fit", "crop"),
+            skip_broken=arguments.skip_broken or info.get("skip_broken", False),
+            augment=getattr(arguments, "augment", None) or info.get("augment"),
+        )
     say(
         f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "
         f"{len(data.test)} test images of {data.num_classes} classes, {data.image_size}x"
@@ -70,18 +79,60 @@ def load_images(
     return data
 
 
+@contextlib.contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Says what is to be known of the images as a line; other warnings look as they always do."""
+    import warnings
+
+    from apq_optuna.errors import DataWarning
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say_ours(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int,
+            file: TextIO | None = None, line: str | None = None,
+        ) -> None:  # fmt: skip
+            if issubclass(category, DataWarning):
+                say(f"note: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = say_ours
+        warnings.simplefilter("always", DataWarning)
+        yield
+
+
 def supernet_images(arguments: Any, supernet: OnceForAllNet) -> ImageData:
-    info = supernet.data_info
-    shape = supernet.space.networks.input_shape
-    if arguments.grayscale is None and shape[0] == 1:
-        arguments.grayscale = True
-    name = str(info.get("name") or "") or None
-    size = shape[1] if str(arguments.data or name).startswith("folder:") else None
-    return load_images(arguments, name, size)
+    """The images a supernet was trained on, loaded as they were then."""
+    channels, size, _ = supernet.space.networks.input_shape
+    if arguments.grayscale is None:
+        arguments.grayscale = channels == 1
+    return load_images(arguments, {**supernet.data_info, "image_size": size})
 
 
 def storage_url(arguments: Any) -> str:
     return arguments.storage or f"sqlite:///{run_folder(arguments) / 'apq.db'}"
+
+
+def take_in_pairs(arguments: Any, store: PairStore, protocol: str | None = None) -> str | None:
+    """Adds the fp32 pairs that come with a supernet of the package; their protocol if they fit."""
+    from apq_optuna.errors import PairError
+    from apq_optuna.supernet.checkpoint import PRETRAINED
+
+    kind, _, name = str(arguments.run).partition(":")
+    path = PRETRAINED / name / "pairs.npz"
+    if kind != "pretrained" or not path.exists():
+        return None
+    before = len(store)
+    try:
+        store.import_npz(path, protocol=protocol)
+    except PairError as error:  # measured on other images, or on more or fewer of them
+        say(f"the fp32 pairs of the package are not used: {error}")
+        return None
+    if new := len(store) - before:
+        say(f"{new} fp32 pairs of the package taken in ({store.protocol})")
+    return store.protocol
 
 
 def file_name(device: str) -> str:

@@ -18,12 +18,14 @@ from apq_optuna.commands.common import (
     say,
     storage_url,
     stored_study,
+    take_in_pairs,
 )
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
     from apq_optuna.prediction import PredictedFront
+    from apq_optuna.supernet import OnceForAllNet
 
 
 def predict(arguments: Any, budgets: dict[str, float]) -> None:
@@ -37,6 +39,7 @@ def predict(arguments: Any, budgets: dict[str, float]) -> None:
     study = stored_study(arguments)
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments))
     store = PairStore(storage_url(arguments), supernet=supernet)
+    take_in_pairs(arguments, store)
     earlier = [
         find_study(name, storage_of(study), "--source-study") for name in arguments.source_study
     ]
@@ -56,7 +59,7 @@ def predict(arguments: Any, budgets: dict[str, float]) -> None:
         "nothing was trained"
     )
     if arguments.enqueue is not None:
-        _enqueue(arguments, study, front, budgets)
+        _enqueue(arguments, supernet, study, front, budgets)
     from apq_optuna.report.hardware_plots import predicted_figure, write_figure
 
     file = f"predicted-{arguments.study}-{file_name(costs.device)}.html"
@@ -65,8 +68,9 @@ def predict(arguments: Any, budgets: dict[str, float]) -> None:
 
 
 def _enqueue(
-    arguments: Any, study: Study, front: PredictedFront, budgets: dict[str, float]
-) -> None:
+    arguments: Any, supernet: OnceForAllNet, study: Study, front: PredictedFront,
+    budgets: dict[str, float],
+) -> None:  # fmt: skip
     import optuna
     from optuna.trial import TrialState
 
@@ -97,6 +101,8 @@ def _enqueue(
     ):  # fmt: skip
         if conditions.get(condition) is not None:
             words += [option, str(conditions[condition])]
+    if conditions.get("augmentation") not in (None, supernet.data_info.get("augment")):
+        words += ["--augment", conditions["augmentation"]]
     for metric, limit in budgets.items():
         words += ["--budget", f"{metric}={limit!r}"]
     words += ["--trials", str(max(completed_trials(target) + waiting, 1))]

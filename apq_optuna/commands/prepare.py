@@ -14,6 +14,7 @@ from apq_optuna.commands.common import (
     set_threads,
     storage_url,
     supernet_images,
+    take_in_pairs,
 )
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
 
 
 def collect(arguments: Any) -> None:
+    from apq_optuna.collect import images_of, protocol_of
     from apq_optuna.pairs import PairStore
 
     set_threads(arguments)
@@ -93,9 +95,11 @@ def collect(arguments: Any) -> None:
         say(f"imported {count} pairs; {len(store)} in {store.url}")
         return
     data = supernet_images(arguments, supernet)
-    collect_pairs_of(
-        arguments, supernet, data, store, arguments.pairs, arguments.images, arguments.workers
-    )
+    images = arguments.images
+    asked = None if images is None else protocol_of(images)
+    if protocol := take_in_pairs(arguments, store, asked):
+        images = images_of(protocol)  # new pairs have to compare with those
+    collect_pairs_of(arguments, supernet, data, store, arguments.pairs, images, arguments.workers)
     if arguments.export is not None:
         say(f"exported to {store.export_npz(arguments.export)}")
     say(f"next: {program_path()} search --run {arguments.run}")

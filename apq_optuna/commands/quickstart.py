@@ -26,6 +26,7 @@ def quickstart(arguments: Any) -> None:
     started = time.perf_counter()
     set_threads(arguments)
     arguments.data, arguments.image_size, arguments.grayscale = "digits", None, None
+    arguments.fit, arguments.skip_broken = None, None
     data = load_images(arguments)
     try:
         supernet = OnceForAllNet.load(arguments.run)

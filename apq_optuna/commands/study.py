@@ -21,6 +21,7 @@ from apq_optuna.commands.common import (
     set_threads,
     storage_url,
     supernet_images,
+    take_in_pairs,
 )
 from apq_optuna.commands.predict import predict
 from apq_optuna.errors import InvalidArgumentError
@@ -130,6 +131,7 @@ def run_study(
         images=images,
         measured_on=measured_on,
     )
+    take_in_pairs(arguments, store)
     earlier = [find_study(name, storage, "--source-study") for name in sources]
     sampler = _sampler(kind, arguments.seed, supernet, costs, store, budgets or {}, earlier)
     study = optuna.create_study(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,127 +13,209 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apq_optuna.data.decode import (
+    check,
+    decode,
+    is_colour,
+    is_gray,
+    open_image,
+    why_unreadable,
+)
 from apq_optuna.data.images import ImageData, Images, Split
+from apq_optuna.data.listing import Listing, list_parts
 from apq_optuna.data.splits import assemble, stratified
-from apq_optuna.errors import DataError
+from apq_optuna.errors import DataError, DataWarning
 
 IN_MEMORY_BYTES = 512 * 2**20
 """A folder whose decoded images would take more than this is decoded batch by batch."""
 
+NAMED = 10
+"""Unreadable files that a message names; the rest are counted."""
+
+Drawn = tuple[Sequence[Path], NDArray[np.int64]]
+
 
 class ImageFiles(Images):
-    """Images decoded from files as they are asked for, each resized to a square."""
+    """Images decoded from files as they are asked for, each made a square."""
 
-    def __init__(self, paths: Sequence[Path], size: int, grayscale: bool) -> None:
+    def __init__(self, paths: Sequence[Path], size: int, grayscale: bool, fit: str) -> None:
         self.paths = list(paths)
         self.size = size
         self.grayscale = grayscale
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def bytes_decoded(self) -> int:
+        """Memory that all of them would take."""
+        return len(self) * self.size * self.size * (1 if self.grayscale else 3)
+
     def batch(self, indices: Tensor) -> Tensor:
-        """The images at `indices`, decoded by a few threads."""
-        chosen = [self.paths[i] for i in indices.tolist()]
-        out = np.empty((len(chosen), 1 if self.grayscale else 3, self.size, self.size), np.uint8)
+        """The images at `indices`, decoded by a few threads.
 
-        def decode(i: int) -> None:
-            out[i] = _decode(chosen[i], self.size, self.grayscale)
+        Raises:
+            DataError: Some of them cannot be read.
+        """
+        pixels, broken = self.decoded([self.paths[i] for i in indices.tolist()])
+        if broken:
+            raise DataError(_unreadable(broken, len(self)))
+        return pixels
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(decode, range(len(chosen)), chunksize=64):
-                pass  # only to let errors through
-        return torch.from_numpy(out)
+    def decoded(self, paths: Sequence[Path]) -> tuple[Tensor, dict[Path, str]]:
+        """Pixels of some files, `(n, C, H, W) uint8`, and what is wrong with unreadable ones."""
+        channels = 1 if self.grayscale else 3
+        out = np.empty((len(paths), channels, self.size, self.size), np.uint8)
+
+        def read(i: int, path: Path) -> None:
+            out[i] = decode(path, self.size, self.grayscale, self.fit)
+
+        broken = _broken(paths, read)
+        return torch.from_numpy(out), broken
 
 
 def load_folder(
-    name: str, root: Path, image_size: int | None, grayscale: bool | None, seed: int
+    name: str,
+    root: Path,
+    *,
+    image_size: int | None,
+    grayscale: bool | None,
+    fit: str,
+    skip_broken: bool,
+    seed: int,
 ) -> ImageData:
+    """A folder's images; arguments and errors are those of `load_data`."""
     if not root.is_dir():
         raise DataError(f"data={name!r}: there is no folder {root}")
-    separate = (root / "train").is_dir() and (root / "test").is_dir()
-    found = sorted({"train", "test", "val", "valid", "validation"} & set(os.listdir(root)))
-    if found and not separate:
-        raise DataError(
-            f"data={name!r}: {root} has {found}, but a split folder needs both train/ and test/; "
-            "the search-validation images are taken from train/"
-        )
-    classes, paths, labels = _list_images(name, root / "train" if separate else root)
-    if separate:
-        test_classes, test_paths, test_labels = _list_images(name, root / "test")
-        if test_classes != classes:
-            differing = sorted(set(classes) ^ set(test_classes))
-            raise DataError(
-                f"data={name!r}: train and test have different classes: {', '.join(differing)}"
-            )
-        train, validation = stratified(labels, (0.9, 0.1), seed)
+    if image_size is not None and image_size < 4:
+        raise DataError(f"image_size={image_size}: at least 4 pixels are needed")
+    parts = list_parts(name, root)
+    total = sum(len(part.paths) for part in parts.values())
+    classes = next(iter(parts.values())).classes
+    size, gray = _image_format(name, parts, image_size, grayscale)
+    left_out: dict[Path, str] = {}
+    while True:
+        drawn = _draw(name, parts, seed)
+        splits, broken = _read_splits(drawn, size, gray, fit, whole=skip_broken)
+        if not broken:
+            break
+        left_out |= broken
+        if not skip_broken:
+            raise DataError(f"data={name!r}: {_unreadable(left_out, total)}")
+        # splits are drawn anew from what is left, as if the others had never been there
+        parts = {split: part.without(left_out, name) for split, part in parts.items()}
+    if left_out:
+        left = f"left out {len(left_out)} of {total} images, which cannot be read"
+        _warn(name, f"{left}: {_names(left_out)}", 2)
+    return assemble(
+        name, splits, classes, size, crop_padding=max(1, size // 8), flip=True, fit=fit,
+        skip_broken=skip_broken,
+    )  # fmt: skip
+
+
+def _draw(name: str, parts: Mapping[str, Listing], seed: int) -> list[Drawn]:
+    """Files and labels of training, search-validation and test split."""
+    main = next(iter(parts.values()))
+    pieces: list[NDArray[np.int64]]
+    if "all" in parts:
+        pieces = stratified(main.labels, (0.7, 0.15, 0.15), seed)
+    elif len(parts) == 2:
+        pieces = stratified(main.labels, (0.9, 0.1), seed)
     else:
-        train, validation, test = stratified(labels, (0.7, 0.15, 0.15), seed)
-        test_paths, test_labels = [paths[i] for i in test], labels[test]
-    size, gray = _image_format(name, paths[0], image_size, grayscale)
-    parts = [
-        _read_split(name, [paths[i] for i in train], labels[train], size, gray),
-        _read_split(name, [paths[i] for i in validation], labels[validation], size, gray),
-        _read_split(name, test_paths, test_labels, size, gray),
-    ]
-    return assemble(name, parts, classes, size, crop_padding=max(1, size // 8), flip=True)
-
-
-def _list_images(name: str, root: Path) -> tuple[tuple[str, ...], list[Path], NDArray[np.int64]]:
-    """Class names, image paths and labels of a folder in the layout of `ImageFolder`."""
-    from apq_optuna._torchvision import datasets
-
-    if not any(entry.is_dir() for entry in root.iterdir()):
-        raise DataError(f"data={name!r}: {root} has no class folders; expected {root}/CLASS/IMAGE")
-    try:
-        folder = datasets.ImageFolder(str(root))
-    except FileNotFoundError as error:  # a class folder without a single image
-        raise DataError(f"data={name!r}: {error}") from error
-    if len(folder.classes) < 2:
-        raise DataError(
-            f"data={name!r}: {root} has one class, {folder.classes[0]!r}; at least two are needed"
-        )
-    labels = np.array([label for _, label in folder.samples], np.int64)
-    return tuple(folder.classes), [Path(path) for path, _ in folder.samples], labels
+        pieces = [np.arange(len(main.paths))]
+    drawn: list[Drawn] = [([main.paths[i] for i in piece], main.labels[piece]) for piece in pieces]
+    given = {split: (part.paths, part.labels) for split, part in parts.items()}
+    if "val" in given:
+        drawn.insert(1, given["val"])
+    if "test" in given:
+        drawn.append(given["test"])
+    if not all(len(paths) for paths, _ in drawn):
+        raise DataError(f"data={name!r}: too few images to make three splits")
+    return drawn
 
 
 def _image_format(
-    name: str, path: Path, image_size: int | None, grayscale: bool | None
+    name: str, parts: Mapping[str, Listing], image_size: int | None, grayscale: bool | None
 ) -> tuple[int, bool]:
+    """Side of the images, and whether they are gray."""
+    paths = [path for part in parts.values() for path in part.paths]
+    size, gray = _format_of_first(paths)
+    if grayscale is None and gray and any(map(is_colour, paths)):
+        gray = False
+        text = "gray images beside colour ones: all are taken as colour"
+        _warn(name, f"{text}; grayscale=True (--grayscale) takes all as gray", 3)
+    return image_size or size, gray if grayscale is None else grayscale
+
+
+def _format_of_first(paths: Sequence[Path]) -> tuple[int, bool]:
+    """Shorter side of the first image that can be read, and whether it is gray."""
     from PIL import Image
 
-    if image_size is not None and image_size < 4:
-        raise DataError(f"image_size={image_size}: at least 4 pixels are needed")
-    try:
-        with Image.open(path) as image:
-            size = min(image.size) if image_size is None else image_size
-            return size, image.mode in ("1", "L") if grayscale is None else grayscale
-    except OSError as error:
-        raise DataError(f"data={name!r}: {path} cannot be read as an image: {error}") from error
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                gray = is_gray(image.mode)
+            return min(open_image(path).size), gray
+        except Exception:
+            continue  # reading the splits names it
+    return 1, True
 
 
-def _decode(path: Path, size: int, grayscale: bool) -> NDArray[np.uint8]:
-    """An image file as `(C, size, size) uint8`, centre-cropped to a square first."""
-    from PIL import Image, ImageOps
+def _read_splits(
+    drawn: Sequence[Drawn], size: int, grayscale: bool, fit: str, *, whole: bool
+) -> tuple[list[Split], dict[Path, str]]:
+    """The splits, and every file of them that cannot be read.
 
-    try:
-        with Image.open(path) as image:
-            converted = image.convert("L" if grayscale else "RGB")
-        if converted.size != (size, size):
-            converted = ImageOps.fit(converted, (size, size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(converted, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
-    return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    Files that stay files are only looked at, or decoded once where all damage must be known.
+    """
+    look = open_image if whole else check
+    splits: list[Split] = []
+    broken: dict[Path, str] = {}
+    for paths, labels in drawn:
+        files = ImageFiles(paths, size, grayscale, fit)
+        images: Images = files
+        if files.bytes_decoded > IN_MEMORY_BYTES:
+            broken |= _broken(paths, lambda i, path: look(path))
+        else:
+            pixels, unread = files.decoded(paths)
+            images = Images(pixels)
+            broken |= unread
+        splits.append(Split(images, torch.from_numpy(labels)))
+    return splits, broken
 
 
-def _read_split(
-    name: str, paths: Sequence[Path], labels: NDArray[np.int64], size: int, grayscale: bool
-) -> Split:
-    if not len(paths):
-        raise DataError(f"data={name!r}: too few images to make three splits")
-    files = ImageFiles(paths, size, grayscale)
-    bytes_needed = len(paths) * size * size * (1 if grayscale else 3)
-    if bytes_needed > IN_MEMORY_BYTES:
-        return Split(files, torch.from_numpy(labels))
-    return Split(Images(files.batch(torch.arange(len(paths)))), torch.from_numpy(labels))
+def _broken(paths: Sequence[Path], read: Callable[[int, Path], object]) -> dict[Path, str]:
+    """Reads files with a few threads; what is wrong with those that cannot be read."""
+    found: dict[int, str] = {}
+
+    def read_some(start: int) -> None:
+        for i in range(start, min(start + 32, len(paths))):
+            try:
+                read(i, paths[i])
+            except Exception as error:  # a broken file raises whatever its decoder ran into
+                found[i] = why_unreadable(error)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(read_some, range(0, len(paths), 32)):
+            pass  # only to let an interrupt through
+    return {paths[i]: found[i] for i in sorted(found)}
+
+
+def _unreadable(broken: Mapping[Path, str], total: int) -> str:
+    if len(broken) == 1:
+        ((path, reason),) = broken.items()
+        what = f"{path} cannot be read as an image: {reason}"
+    else:
+        what = f"{len(broken)} of {total} images cannot be read: {_names(broken)}"
+    return f"{what}; mend or remove, or leave out with skip_broken=True (--skip-broken)"
+
+
+def _names(broken: Mapping[Path, str]) -> str:
+    shown = [f"{path} ({reason})" for path, reason in list(broken.items())[:NAMED]]
+    return ", ".join(shown) + f" and {len(broken) - NAMED} more" * (len(broken) > NAMED)
+
+
+def _warn(name: str, text: str, depth: int) -> None:
+    """Warns whoever called `load_data`, `depth` calls above the one that warns."""
+    warnings.warn(DataWarning(f"data={name!r}: {text}"), stacklevel=depth + 2)

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+AUGMENTATIONS = ("none", "shift", "shift+flip")
+"""What `load_data` and `--augment` offer."""
+
 
 class Images:
     """uint8 images held in memory, `(n, C, H, W)`."""
@@ -52,6 +55,8 @@ class ImageData:
         crop_padding: Pixels of padding for random crops in training; 0 is none.
         flip: Whether training mirrors images at random.
         split_hash: Identity of images, labels and splits.
+        fit: How a folder's images were made squares: `crop`, `pad` or `stretch`.
+        skip_broken: Whether files that cannot be read were to be left out.
     """
 
     name: str
@@ -65,9 +70,17 @@ class ImageData:
     crop_padding: int
     flip: bool
     split_hash: str
+    fit: str = "crop"
+    skip_broken: bool = False
     _normalisers: dict[str, tuple[Tensor, Tensor]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    @property
+    def augment(self) -> str:
+        """What training does to images: `none`, `shift`, `flip` or `shift+flip`."""
+        done = ("shift",) * (self.crop_padding > 0) + ("flip",) * self.flip
+        return "+".join(done) or "none"
 
     @property
     def channels(self) -> int:
@@ -142,6 +155,16 @@ class ImageData:
             chosen = every[start : start + batch_size]
             pixels = split.images.batch(chosen)
             yield self.normalise(pixels, device), split.labels[chosen].to(device)
+
+
+def usual_augment(name: str) -> str | None:
+    """How `load_data` augments a data set where nothing is asked for; None for other data.
+
+    It is also what supernets and studies that do not say their augmentation were made with.
+    """
+    if name == "digits":
+        return "shift"
+    return "shift+flip" if name == "cifar10" or name.startswith("folder:") else None
 
 
 def _augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from apq_optuna.data.decode import FITS
 from apq_optuna.data.folders import load_folder
-from apq_optuna.data.images import ImageData, Images, Split
+from apq_optuna.data.images import AUGMENTATIONS, ImageData, Images, Split
 from apq_optuna.data.splits import assemble, stratified
 from apq_optuna.errors import DataError, InvalidArgumentError
 
@@ -24,33 +26,82 @@ def load_data(
     image_size: int | None = None,
     grayscale: bool | None = None,
     seed: int = 0,
+    fit: str = "crop",
+    skip_broken: bool = False,
+    augment: str | None = None,
 ) -> ImageData:
     """Loads a data set and splits it.
+
+    A folder holds one folder of images a class, at any depth below it, or folders of those for
+    the splits. Names of the training part are train, training, train_set or training_set; of the
+    search-validation part val, valid, validation or dev; of the test part test or testing; in
+    any case. Without a search-validation part a tenth of the training part becomes it; with one,
+    but without a test part, a tenth of the training part is the test part, and a warning says so.
+    Hidden files and what systems leave behind (`.DS_Store`, `__MACOSX`, `.ipynb_checkpoints`)
+    are nothing.
+
+    Images are set upright by their EXIF orientation and put on white where they are transparent.
+    Gray ones of 16 bits are scaled by their depth; floats by 1 where they lie in [0, 1], by 255
+    where they lie in [0, 255], otherwise by their own least and largest value.
 
     Args:
         name: `digits` (1,797 8x8 images that come with scikit-learn), `cifar10` (the binary
             version, in `$APQ_DATA/cifar-10-batches-bin`, by default below `data`), or
             `folder:PATH`: one folder of images a class, flat or below `PATH/train` and
-            `PATH/test`.
+            `PATH/test`. `~` is the home folder.
         image_size: Side to which a folder's images are resized; by default the first one's shorter
             side.
-        grayscale: True converts, False makes three channels; by default a folder whose first image
-            is grayscale stays so.
+        grayscale: True converts, False makes three channels; by default a folder stays gray if
+            its first image is and none has colour.
         seed: Decides the splits of a folder without a test part.
+        fit: How a folder's images that are not square become it: `crop` resizes the shorter side
+            and keeps the middle, `pad` resizes the longer side and puts the image on black,
+            `stretch` resizes both.
+        skip_broken: Leaves out a folder's files that cannot be read, with a warning that names
+            them. The splits are those of a folder without these files. A folder too large for
+            memory is read once, whole, to find them.
+        augment: What training does to images at random: `none`, `shift` (crops of the padded
+            image), or `shift+flip` (mirror images as well); by default `shift` for digits and
+            `shift+flip` for the others. Digits, text and signs are wrong when mirrored.
 
     Raises:
-        InvalidArgumentError: Unknown name.
-        DataError: No images, fewer than two classes, or a broken file.
+        InvalidArgumentError: Unknown name, fit or augmentation.
+        DataError: No images, fewer than two classes, a folder in no known layout, or files that
+            cannot be read; names them.
     """
+    for what, value, allowed in (("fit", fit, FITS), ("augment", augment, (*AUGMENTATIONS, None))):
+        if value not in allowed:
+            choices = ", ".join(repr(choice) for choice in allowed if choice is not None)
+            raise InvalidArgumentError(f"{what}={value!r} is unknown; choose from {choices}")
     if name == "digits":
-        return _load_digits()
-    if name == "cifar10":
-        return _load_cifar10(Path(os.environ.get("APQ_DATA", "data")) / "cifar-10-batches-bin")
-    if name.startswith("folder:"):
-        return load_folder(name, Path(name.removeprefix("folder:")), image_size, grayscale, seed)
-    raise InvalidArgumentError(
-        f"data={name!r} is unknown; use 'digits', 'cifar10' or 'folder:PATH' (one folder a class)"
-    )
+        data = _load_digits()
+    elif name == "cifar10":
+        root = _expanded(name, os.environ.get("APQ_DATA", "data"))
+        data = _load_cifar10(root / "cifar-10-batches-bin")
+    elif name.startswith("folder:"):
+        data = load_folder(
+            name, _expanded(name, name.removeprefix("folder:")), image_size=image_size,
+            grayscale=grayscale, fit=fit, skip_broken=skip_broken, seed=seed,
+        )  # fmt: skip
+    else:
+        raise InvalidArgumentError(
+            f"data={name!r} is unknown; use 'digits', 'cifar10' or 'folder:PATH' (one folder a "
+            "class)"
+        )
+    if augment is None:
+        return data
+    padding = 0 if augment == "none" else data.crop_padding
+    return replace(data, crop_padding=padding, flip=augment == "shift+flip")
+
+
+def _expanded(name: str, path: str) -> Path:
+    """A path with the home folder for `~`, which no shell expands behind `folder:`."""
+    if not path:
+        raise InvalidArgumentError(f"data={name!r}: give a path, as in folder:images")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data={name!r}: {path}: {error}") from error
 
 
 def _load_digits() -> ImageData:

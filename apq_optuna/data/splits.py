@@ -36,13 +36,20 @@ def assemble(
     *,
     crop_padding: int,
     flip: bool,
+    fit: str = "crop",
+    skip_broken: bool = False,
 ) -> ImageData:
+    """The splits as a data set, with normalisation and identity.
+
+    Files that were left out are not part of the identity: it is that of the images there are.
+    """
     train, validation, test = parts
     few = torch.linspace(0, len(train) - 1, min(2048, len(train))).long()
     sample = train.images.batch(few).float().div_(255)
     mean = tuple(round(v, 5) for v in sample.mean((0, 2, 3)).tolist())
     std = tuple(max(round(v, 5), 1e-3) for v in sample.std((0, 2, 3)).tolist())
-    digest = hashlib.sha256(f"{classes}{size}{len(mean)}".encode())
+    fitted = "" if fit == "crop" else fit  # a hash from before there was a choice stays
+    digest = hashlib.sha256(f"{classes}{size}{len(mean)}{fitted}".encode())
     for split in parts:
         digest.update(split.labels.numpy().tobytes())
         # file order and a sample of pixels identify the images without hashing all of them
@@ -50,5 +57,5 @@ def assemble(
         digest.update(split.images.batch(some).contiguous().numpy().tobytes())
     return ImageData(
         name, train, validation, test, classes, size, mean, std, crop_padding, flip,
-        digest.hexdigest()[:16],
+        digest.hexdigest()[:16], fit, skip_broken,
     )  # fmt: skip

@@ -3,6 +3,7 @@ and their files."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import ConvLayer, as_pair
+from apq_optuna.networks.layers import as_whole
 
 METRIC_NAMES = ("latency_ms", "energy_mj")
 
@@ -60,30 +62,70 @@ class Measurement(NamedTuple):
         return cls(middle, spread, tuple(float(value) for value in rounds))
 
 
-def whole_number(name: str, value: object, least: int = 1) -> None:
-    """Raises `InvalidArgumentError` for a parameter that is no whole number from `least` up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgumentError(f"{name}={value!r}: a whole number, at least {least}")
+def whole_number(name: str, value: object, least: int = 1) -> int:
+    """A parameter as Python's integer, of whatever kind it is.
+
+    Raises:
+        InvalidArgumentError: It is no whole number from `least` up.
+    """
+    with contextlib.suppress(TypeError):
+        number = as_whole(value)
+        if number >= least:
+            return number
+    raise InvalidArgumentError(f"{name}={value!r}: a whole number, at least {least}")
 
 
-def positive(name: str, value: object, *, zero: bool = False) -> None:
-    """Raises `InvalidArgumentError` for a parameter that is no finite number above 0."""
-    number = float(value) if isinstance(value, int | float) else math.nan
-    if (
-        isinstance(value, bool)
-        or not math.isfinite(number)
-        or number < 0
-        or (number == 0 and not zero)
-    ):
+def positive(name: str, value: object, *, zero: bool = False) -> int | float:
+    """A parameter as Python's number, of whatever kind it is.
+
+    Raises:
+        InvalidArgumentError: It is no finite number above 0, or from 0 up where `zero` is allowed.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        enough = value >= 0 if zero else value > 0
+        if enough and math.isfinite(value):
+            return value
+    raise InvalidArgumentError(
+        f"{name}={value!r}: {'cannot be negative' if zero else 'must be positive'}"
+    )
+
+
+def bit_widths(bits: object, allowed: Sequence[int]) -> tuple[int, ...]:
+    """Widths as a tuple of Python's integers, whatever sequence they come in.
+
+    Raises:
+        InvalidArgumentError: They are not some of `allowed`.
+    """
+    with contextlib.suppress(TypeError):
+        if not isinstance(bits, str | bytes | Mapping):
+            found = tuple(as_whole(width) for width in bits)  # type: ignore[attr-defined]
+            if found and set(found) <= set(allowed):
+                return found
+    raise InvalidArgumentError(f"bits={bits!r}: a tuple of some of {list(allowed)}")
+
+
+def widths_of(name: str, bits: object, n: int) -> list[int]:
+    """One width for each of n layers, from one for all or one for each.
+
+    Raises:
+        InvalidArgumentError: They are no whole numbers, or not as many as layers.
+    """
+    with contextlib.suppress(TypeError):
+        return [as_whole(bits)] * n
+    try:
+        if isinstance(bits, str | bytes | Mapping):
+            raise TypeError
+        given = list(bits)  # type: ignore[call-overload]
+    except TypeError:
         raise InvalidArgumentError(
-            f"{name}={value!r}: {'cannot be negative' if zero else 'must be positive'}"
-        )
-
-
-def bit_widths(bits: object, allowed: Sequence[int]) -> None:
-    """Raises `InvalidArgumentError` for widths that are not a tuple of some of `allowed`."""
-    if not isinstance(bits, tuple) or not bits or not set(bits) <= set(allowed):
-        raise InvalidArgumentError(f"bits={bits!r}: a tuple of some of {list(allowed)}")
+            f"{name}={bits!r}: a whole number, or one for each layer"
+        ) from None
+    widths = [whole_number(name, width) for width in given]
+    if len(widths) != n:
+        raise InvalidArgumentError(f"{name} has {len(widths)} widths for {n} layers")
+    return widths
 
 
 def layer_name(layer: ConvLayer, w_bits: int, a_bits: int) -> str:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_LEVELS = 1024
 """Finest grid a float or a wide integer is searched on."""
 
+EXACT_INTEGERS = 2.0**53
+"""Up to this size a float holds every integer."""
+
 ONE_HOT_LEVELS = 16
 """Numbers with at most this many levels get a feature column per level, wider ones one column."""
 
@@ -107,22 +110,37 @@ class Decision:
                 return index
         raise SpaceError(f"{self.name}={value!r} is not one of {list(self.choices)}")
 
-    def value_of(self, index: int, rng: np.random.Generator | None = None) -> Any:
-        """The parameter value of a choice; with `rng`, jittered inside its grid cell."""
-        if not self.grid or rng is None:
+    def value_of(self, index: int, inner: float | None = None) -> Any:
+        """The parameter value of a choice; with `inner`, at that position inside its grid cell."""
+        if not self.grid or inner is None:
             return self.choices[index]
-        position = (index + rng.random()) / len(self.choices)
-        if self.log:
-            value = float(np.exp(np.log(self.low) + position * np.log(self.high / self.low)))
+        return self.at(np.array([(index + inner) / len(self.choices)])).tolist()[0]
+
+    def at(self, positions: NDArray[np.floating]) -> NDArray[Any]:
+        """Values at positions `(n,)` in [0, 1] along the range of a plain number, on its steps.
+
+        float64, int64, or Python's integers where those of a float are no longer exact.
+        """
+        low, high = float(self.low), float(self.high)
+        if self.log:  # by the logs of both ends: their ratio may be more than a float holds
+            values = np.exp(np.log(low) + positions * (np.log(high) - np.log(low)))
+        elif np.isfinite(high - low):
+            values = low + positions * (high - low)
         else:
-            value = self.low + position * (self.high - self.low)
-        value = min(max(value, self.low), self.high)
-        if self.role == "int":
-            step = int(self.step or 1)
-            return int(self.low) + round((value - self.low) / step) * step
-        if self.step is not None:
-            return min(self.low + round((value - self.low) / self.step) * self.step, self.high)
-        return value
+            values = low * (1.0 - positions) + high * positions
+        values = np.clip(values, low, high)
+        step = self.step or (1 if self.role == "int" else None)
+        if step is None:
+            return np.asarray(values)
+        values = np.minimum(low + np.rint(values / step - low / step) * step, high)
+        if self.role == "float":
+            return np.asarray(values)
+        if max(abs(low), abs(high)) < EXACT_INTEGERS:
+            return np.asarray(values, np.int64)
+        first, last, size = int(self.low), int(self.high), int(step)
+        exact = np.empty(len(values), object)
+        exact[:] = [min(max(first + (int(v) - first) // size * size, first), last) for v in values]
+        return exact
 
 
 def uniform_step(values: tuple[Any, ...]) -> int | None:
@@ -139,5 +157,5 @@ def _unit(value: float, low: float, high: float, log: bool) -> float:
     if high <= low:
         return 0.0
     if log:
-        return float(np.log(value / low) / np.log(high / low))
-    return (value - low) / (high - low)
+        return float((np.log(value) - np.log(low)) / (np.log(high) - np.log(low)))
+    return (value / 2 - low / 2) / (high / 2 - low / 2)  # halves: the range itself may be infinite

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from apq_optuna.errors import InvalidArgumentError
 
 FLOAT_BITS = 32
 """The width that stands for "not quantized"."""
@@ -14,6 +18,17 @@ Size = int | tuple[int, int]
 def as_pair(size: Size) -> tuple[int, int]:
     """An int or a (height, width) pair as a pair."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def as_whole(value: Any) -> int:
+    """A whole number of any kind, NumPy's too, as Python's.
+
+    Raises:
+        TypeError: It is none; truth values and floats are not.
+    """
+    if isinstance(value, bool):
+        raise TypeError("a truth value is no number")
+    return operator.index(value)
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +43,11 @@ class ConvLayer:
         stride, padding, dilation: As in `torch.nn.Conv2d`; ints when the same on both axes.
         groups: 1 is dense, `in_channels` is depthwise.
         linear: A linear layer, which is a 1x1 convolution on one pixel.
+
+    Whole numbers of any kind are taken, and kept as Python's: layers are keys and go into files.
+
+    Raises:
+        InvalidArgumentError: A field that is no whole number, nor a pair of them where allowed.
     """
 
     in_channels: int
@@ -39,6 +59,14 @@ class ConvLayer:
     groups: int
     dilation: Size = 1
     linear: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if type(value) is not int:  # families make layers by the thousand, of Python's
+                object.__setattr__(self, name, _plain(name, value))
+        if type(self.linear) is not bool:
+            object.__setattr__(self, "linear", bool(self.linear))
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -68,6 +96,26 @@ class ConvLayer:
     def depthwise(self) -> bool:
         """Whether each channel is convolved on its own."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+
+_SIZES = ("input_size", "kernel_size", "stride", "padding", "dilation")
+_NUMBERS = tuple(field.name for field in fields(ConvLayer) if field.name != "linear")
+
+
+def _plain(name: str, value: Any) -> Size:
+    """A field's value as an int or a pair of them."""
+    try:
+        return as_whole(value)
+    except TypeError:
+        pass
+    try:
+        if name not in _SIZES or isinstance(value, str):
+            raise TypeError
+        height, width = (as_whole(side) for side in value)
+    except (TypeError, ValueError):
+        pair = " or a pair of them" if name in _SIZES else ""
+        raise InvalidArgumentError(f"{name}={value!r}: a whole number{pair}") from None
+    return height if height == width else (height, width)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -44,12 +44,17 @@ class Snapshot:
     running: Genotypes
 
     @property
+    def violation(self) -> NDArray[np.float64]:
+        """Sum of each completed trial's constraint values above 0, `(n,)`."""
+        total = np.zeros(len(self.genotypes))
+        for values in self.constraints.values():
+            total += np.maximum(np.nan_to_num(values, nan=0.0, posinf=np.inf), 0.0)
+        return total
+
+    @property
     def feasible(self) -> NDArray[np.bool_]:
         """Which completed trials break no constraint, `(n,) bool`."""
-        mask = np.ones(len(self.genotypes), bool)
-        for values in self.constraints.values():
-            mask &= ~(values > 0)
-        return mask
+        return self.violation <= 0
 
 
 class History:
@@ -57,12 +62,14 @@ class History:
 
     Args:
         space: The space; trials that do not have its parameters are left out.
-        strict: Whether a parameter with another distribution is an error.
+        strict: Whether the space is the sampler's own. In a family's, a parameter with another
+            distribution is an error; in a plain one its range may follow from other parameters.
     """
 
     def __init__(self, space: SearchSpace, *, strict: bool) -> None:
         self.space = space
         self.strict = strict
+        self._fixed = strict and space.family is not None
         self._distributions = space.distributions()
         self._seen: set[int] = set()
         self._rows: list[Genotypes] = []
@@ -113,8 +120,8 @@ class History:
         }
 
     def _row(self, trial: FrozenTrial) -> Genotypes | None:
-        for name, distribution in trial.distributions.items():
-            if self.strict and self._distributions.get(name, distribution) != distribution:
+        for name, distribution in trial.distributions.items() if self._fixed else ():
+            if self._distributions.get(name, distribution) != distribution:
                 raise StudyMismatchError(
                     f"trial {trial.number} has {name} as {distribution}, the search space has "
                     f"{self._distributions[name]}: this study is of another space; use "
@@ -165,6 +172,11 @@ def claimed_row(trial: FrozenTrial, space: SearchSpace) -> Genotypes | None:
     return None
 
 
+def claims(trial: FrozenTrial) -> bool:
+    """Whether a trial's parameters were proposed jointly, in whatever space."""
+    return trial_attribute(trial, "claim") is not None
+
+
 def _stack(rows: list[Genotypes], width: int) -> Genotypes:
     return np.stack(rows) if rows else np.zeros((0, width), np.int32)
 
@@ -172,13 +184,14 @@ def _stack(rows: list[Genotypes], width: int) -> Genotypes:
 class ParameterUnion:
     """Every parameter that completed trials of a study had, conditional ones included.
 
-    A parameter whose distribution changed between trials is left out.
+    A range that changed between trials is the widest; a parameter that became another kind is left
+    out.
     """
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
         self._found: dict[str, BaseDistribution] = {}
-        self._changed: set[str] = set()
+        self._other: set[str] = set()
 
     def read(self, study: Study) -> dict[str, BaseDistribution]:
         """Parameters by name, in the order they were first seen."""
@@ -187,9 +200,31 @@ class ParameterUnion:
                 continue
             self._seen.add(trial.number)
             for name, distribution in trial.distributions.items():
-                if self._found.setdefault(name, distribution) != distribution:
-                    self._changed.add(name)
-        return {n: d for n, d in self._found.items() if n not in self._changed}
+                known = self._found.setdefault(name, distribution)
+                if known != distribution:
+                    wider = widest(known, distribution)
+                    if wider is None:
+                        self._other.add(name)
+                    else:
+                        self._found[name] = wider
+        return {n: d for n, d in self._found.items() if n not in self._other}
+
+
+def widest(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
+    """The range of numbers that holds both; None where they are of different kinds."""
+    if isinstance(one, FloatDistribution) and isinstance(other, FloatDistribution):
+        low, high = min(one.low, other.low), max(one.high, other.high)
+        if one.log != other.log:
+            return None
+        alike = one.step == other.step and one.low == other.low
+        return FloatDistribution(low, high, log=one.log, step=one.step if alike else None)
+    if isinstance(one, IntDistribution) and isinstance(other, IntDistribution):
+        low, high = min(one.low, other.low), max(one.high, other.high)
+        if one.log != other.log:
+            return None
+        alike = one.step == other.step and one.low == other.low
+        return IntDistribution(low, high, log=one.log, step=one.step if alike else 1)
+    return None
 
 
 class RowSet:

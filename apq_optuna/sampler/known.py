@@ -7,6 +7,7 @@ Notation:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -44,24 +45,45 @@ class KnownObjectives:
         self.space, self.table, self.functions, self.names = space, table, functions, names
         self.index = [*table_index, *functions]
         self.constants = dict(constants or {})
+        self.given_names: tuple[str, ...] = ()
         self._choices = [_array(d.choices) for d in space.decisions]
 
-    def __call__(self, genotypes: Genotypes) -> Floats:
+    def given(self, values: Mapping[str, object]) -> KnownObjectives:
+        """The same for a trial that has some parameters prescribed, also such as are no decisions.
+
+        A prescribed value is priced itself, not the middle of the grid cell it lies in.
+        """
+        if not values:
+            return self
+        mine = copy.copy(self)
+        mine.constants = self.constants | dict(values)
+        mine.given_names = tuple(values)
+        return mine
+
+    def __call__(self, genotypes: Genotypes, inner: Floats | None = None) -> Floats:
         """`(n, D)` to `(n, k)`, columns in the order of `index`.
+
+        Args:
+            genotypes: The rows.
+            inner: Positions in the cells of ranges, `(n, D)` in [0, 1]; by default the middle.
 
         Raises:
             InvalidArgumentError: A function raises, or returns another shape, or NaN.
         """
         parts: list[Floats] = []
+        if not len(genotypes):
+            return np.zeros((0, len(self.index)))
         if self.table is not None:
             parts.append(self.table(genotypes))
         if self.functions:
-            params = {
-                d.name: choices[genotypes[:, c]]
-                for c, (d, choices) in enumerate(
-                    zip(self.space.decisions, self._choices, strict=True)
-                )
-            }
+            params = {}
+            for c, (d, choices) in enumerate(
+                zip(self.space.decisions, self._choices, strict=True)
+            ):
+                if d.grid and inner is not None:
+                    params[d.name] = d.at((genotypes[:, c] + inner[:, c]) / len(choices))
+                else:
+                    params[d.name] = choices[genotypes[:, c]]
             for name, value in self.constants.items():
                 params[name] = np.repeat(_array([value]), len(genotypes))
             for index, function in self.functions.items():

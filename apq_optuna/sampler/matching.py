@@ -18,7 +18,7 @@ from apq_optuna._optuna import fixed_parameters, trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.hardware import CompiledCosts
 from apq_optuna.networks import Genotypes
-from apq_optuna.sampler.known import KnownFunction
+from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.space import SearchSpace
 
 
@@ -79,23 +79,94 @@ def match_known(
     """
     functions = {}
     for metric, function in known.items():
-        index = metric if isinstance(metric, int) else -1
-        if isinstance(metric, str) and metric in names:
-            index = list(names).index(metric)
-        if 0 <= index < len(names):
+        index = index_of(metric, names)
+        if index is not None:
             functions[index] = function
         elif space is None or joined(study, space):
             raise StudyMismatchError(
-                f"known: the study has no objective {metric!r}, but {list(names)}; "
+                f"known: the study has no objective {metric!r}, but {_listed(study, names)}; "
                 "use study.set_metric_names"
             )
     return functions
 
 
-def fixed_columns(space: SearchSpace, study: Study, trial: FrozenTrial) -> dict[int, int]:
-    """Columns whose choice an enqueued trial or a partially fixed sampler prescribes."""
-    prescribed = fixed_parameters(trial)
-    prescribed |= getattr(study.sampler, "_fixed_params", {})
+def match_budgets(
+    study: Study,
+    names: Sequence[str],
+    budgets: Mapping[str | int, float],
+    metrics: Sequence[str],
+    known: KnownObjectives,
+    space: SearchSpace | None,
+) -> dict[str, float]:
+    """The budgets by the name of a cost (of `metrics`), or of a known objective (of `names`).
+
+    Raises:
+        StudyMismatchError: One is of an objective that is not known, or that the study has not.
+    """
+    limits: dict[str, float] = {}
+    for metric, limit in budgets.items():
+        index = index_of(metric, names)
+        name = None
+        if isinstance(metric, str) and metric in metrics:
+            name = metric
+        elif index is not None and index in known.functions:
+            name = names[index]
+        elif index is not None and index in known.index:
+            name = metrics[known.index.index(index)]
+        if name is not None:
+            limits[name] = min(limit, limits.get(name, limit))
+        elif space is None or joined(study, space):
+            there = [*metrics, *(names[i] if study.metric_names else i for i in known.functions)]
+            raise StudyMismatchError(
+                f"budgets: {metric!r} is not a known objective of this study; known are {there} "
+                f"of its objectives {_listed(study, names)}"
+            )
+    return limits
+
+
+def match_reference(
+    study: Study,
+    names: Sequence[str],
+    reference: Mapping[str | int, float],
+    space: SearchSpace | None,
+) -> dict[int, float]:
+    """The reference point by objective index.
+
+    Raises:
+        StudyMismatchError: The study has no such objective, and its trials use the joint space.
+    """
+    values = {}
+    for metric, value in reference.items():
+        index = index_of(metric, names)
+        if index is not None:
+            values[index] = float(value)
+        elif space is None or joined(study, space):
+            raise StudyMismatchError(
+                f"reference: the study has no objective {metric!r}, but {_listed(study, names)}"
+            )
+    return values
+
+
+def index_of(metric: str | int, names: Sequence[str]) -> int | None:
+    """Objective index of a metric's name or index; None where there is none."""
+    if isinstance(metric, str):
+        return list(names).index(metric) if metric in names else None
+    return int(metric) if 0 <= metric < len(names) else None
+
+
+def _listed(study: Study, names: Sequence[str]) -> str:
+    """The objectives as they may be written: by name if they have such, and by index."""
+    indices = list(range(len(names)))
+    return f"{list(names)} (or {indices})" if study.metric_names else str(indices)
+
+
+def prescribed_by(study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    """What an enqueued trial or a partially fixed sampler prescribes, by parameter name."""
+    return fixed_parameters(trial) | dict(getattr(study.sampler, "_fixed_params", {}))
+
+
+def fixed_columns(space: SearchSpace, prescribed: Mapping[str, Any]) -> dict[int, int]:
+    """Columns whose choice is prescribed."""
     fixed = {}
     for name, value in prescribed.items():
         if name in space.column:

@@ -8,20 +8,21 @@ Notation:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
-from apq_optuna.errors import InfeasibleBudgetError
 from apq_optuna.hardware.tables.compiled import CompiledCosts
 from apq_optuna.networks import Genotypes
+from apq_optuna.sampler.constraints import Constraints
 from apq_optuna.sampler.filling import farthest, space_filling
 from apq_optuna.sampler.history import History, RowSet, Snapshot, spread_factor
 from apq_optuna.sampler.known import KnownObjectives
+from apq_optuna.sampler.limits import Limits
+from apq_optuna.sampler.nearness import Nearness
 from apq_optuna.sampler.surrogate import Surrogate, clipped
 from apq_optuna.search import (
     EvolutionOptions,
@@ -35,6 +36,7 @@ from apq_optuna.search.evolution import Variation
 from apq_optuna.space import SearchSpace
 
 Floats = NDArray[np.floating]
+Taken = Callable[[Genotypes], NDArray[np.bool_]]
 
 STARTUP = 10
 """Space-filling trials where nothing is known."""
@@ -53,8 +55,10 @@ BEYOND_FRONT = 0.3
 """The reference lies this share of an objective's range beyond the worst of the front: the front's
 own range would never let a collapsed one grow again, all trials' would reward extremes."""
 
+LEAST = 8
+"""While no trial meets the constraints, the search starts at this many that break them least."""
+
 INFEASIBLE = -1e9
-UNKNOWN_COST = 1e6
 
 
 class Proposer:
@@ -68,11 +72,10 @@ class Proposer:
         signs: `(M,)`: 1 for minimised objectives, -1 for maximised ones.
         surrogates: One for each predicted objective.
         priced: The compiled cost table of a joint space.
-        budgets: Upper limits by metric name.
-        reference: Reference values by metric name, where the user gave some.
+        budgets: Upper limits by the name of a cost or of a known objective.
+        reference: Reference values by objective index, where the user gave some.
         n_startup_trials: Completed trials before the surrogates decide; None decides by what they
             know already.
-        rng: Randomness; the sampler replaces it when it is reseeded.
     """
 
     def __init__(
@@ -86,19 +89,48 @@ class Proposer:
         surrogates: list[Surrogate],
         priced: CompiledCosts | None,
         budgets: Mapping[str, float],
-        reference: Mapping[str, float],
+        reference: Mapping[int, float],
         n_startup_trials: int | None,
-        rng: np.random.Generator,
     ) -> None:
         self.space, self.joint, self.known, self.predicted = space, joint, known, predicted
         self.signs, self.surrogates, self.priced = signs, surrogates, priced
-        self.budgets, self.reference = budgets, reference
-        self.rng = rng
+        self.limits = Limits(space, known, priced, budgets)
+        self.reference = reference
+        self.nearness = Nearness(space)
+        self.rng = np.random.default_rng()
         self.history = History(space, strict=joint)
         self.n_startup = self._needed_before() if n_startup_trials is None else n_startup_trials
         self.search = SEARCH if space.family is not None else PLAIN_SEARCH
         self.population: Genotypes | None = None
-        self._constraints: dict[str, Surrogate] = {}
+        self._constraints = Constraints(space)
+        self._known = self._of_others = known
+
+    def begin(self, rng: np.random.Generator, given: Mapping[str, object]) -> None:
+        """Turns to another trial: its randomness, and what it prescribes by parameter name."""
+        self.rng = rng
+        self.known = self.limits.known = self._known.given(given)
+        # what a trial prescribes holds for it alone, unless it is no decision of the space
+        others = {name: value for name, value in given.items() if name not in self.space.column}
+        self._of_others = self._known.given(others)
+
+    def params(self, row: Genotypes) -> dict[str, Any]:
+        """A row `(D,)` as parameters, with values inside its cells that meet the budgets."""
+        inner = self.limits.place(row, self.rng) if continuous(self.space) else None
+        return self.space.to_params(row, inner=inner)
+
+    def taken(self, snapshot: Snapshot) -> Taken:
+        """Tells which of `(n, D)` rows are not to be proposed: `(n,) bool`.
+
+        Those that a trial has had, and those so near a running one that it will tell.
+        """
+        tried = RowSet(snapshot.tried) if not continuous(self.space) else None
+        running = snapshot.running if self.nearness.fine else snapshot.running[:0]
+
+        def told(rows: Genotypes) -> NDArray[np.bool_]:
+            known = np.zeros(len(rows), bool) if tried is None else tried.contains(rows)
+            return known | self.nearness(rows, running) if len(running) else known
+
+        return told
 
     def _needed_before(self) -> int:
         """Space-filling trials needed: none where even the reference point is known."""
@@ -113,13 +145,10 @@ class Proposer:
         constrain: Callable[[Genotypes], Genotypes],
     ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
         """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
-        tried = (
-            RowSet(snapshot.tried) if len(snapshot.tried) and not continuous(self.space) else None
-        )
+        taken = self.taken(snapshot)
         if len(snapshot.genotypes) < self.n_startup:
-            rows = self.fill(snapshot, constrain, tried)
-            return rows, None
-        score, predict = self._acquisition(snapshot, tried)
+            return self.fill(snapshot, constrain, taken), None
+        score, predict = self._acquisition(snapshot, taken)
         initial = self._start_population(snapshot)
         result = evolve(
             self.space,
@@ -132,7 +161,7 @@ class Proposer:
         self.population = result.genotypes
         good = result.scores > INFEASIBLE / 2
         if not good.any():
-            return self.fill(snapshot, constrain, tried), predict
+            return self.fill(snapshot, constrain, taken), predict
         return result.genotypes[good], predict
 
     def _runnable(
@@ -148,95 +177,29 @@ class Proposer:
         self,
         snapshot: Snapshot,
         constrain: Callable[[Genotypes], Genotypes],
-        tried: RowSet | None,
+        taken: Taken,
     ) -> Genotypes:
         """Space-filling genotypes within the budgets, farthest from what was tried first."""
         space, constrain = self.space, self._runnable(constrain)
         candidates = space.canonical(constrain(space_filling(space, STARTUP_CANDIDATES, self.rng)))
-        allowed = self._violation(candidates) == 0
-        if tried is not None:
-            allowed &= ~tried.contains(candidates)
+        allowed = (self.limits.violation(candidates) == 0) & ~taken(candidates)
         if not allowed.any():
-            candidates = self._search_feasible(constrain, tried)
+            candidates = self.limits.search(constrain, taken, self.rng)
             allowed = np.ones(len(candidates), bool)
         candidates = np.unique(candidates[allowed], axis=0)
         candidates = candidates[self.rng.permutation(len(candidates))]
         return candidates[farthest(space, candidates, snapshot.tried)]
-
-    def _search_feasible(
-        self,
-        constrain: Callable[[Genotypes], Genotypes],
-        tried: RowSet | None,
-    ) -> Genotypes:
-        """Genotypes within the budgets, found by minimising their violation.
-
-        Raises:
-            InfeasibleBudgetError: None was found.
-        """
-        space = self.space
-
-        def score(rows: Genotypes) -> Floats:
-            again = tried.contains(rows) * 0.5 if tried is not None else 0.0
-            return -self._violation(rows) - again
-
-        if np.prod(space.sizes.astype(float)) <= 1 << 16:  # a small space is looked at whole
-            grid = (
-                np.indices(tuple(space.sizes.tolist()))
-                .reshape(len(space.sizes), -1)
-                .T.astype(np.int32)
-            )
-            rows = np.unique(space.canonical(constrain(grid)), axis=0)
-            scores = score(rows)
-        else:
-            options = EvolutionOptions(generations=60)
-            result = evolve(space, score, rng=self.rng, options=options, constrain=constrain)
-            rows, scores = result.genotypes, result.scores
-        if (scores == 0).any():
-            return np.asarray(rows[scores == 0])
-        inside = self._violation(rows) == 0
-        if inside.any():  # everything feasible was tried: once more is all that is left
-            return np.asarray(rows[inside])
-        probe = np.stack([np.zeros_like(space.sizes), space.sizes - 1]).astype(np.int32)
-        held = (constrain(probe) != probe).any()
-        if held and scores.max() > -UNKNOWN_COST:  # the trial's own parameters break the budget
-            warnings.warn(
-                f"budgets={dict(self.budgets)}: the parameters that this trial fixes allow no "
-                "configuration that meets them; it is the nearest",
-                stacklevel=2,
-            )
-            return np.asarray(rows[np.argsort(-scores, kind="stable")[:1]])
-        raise InfeasibleBudgetError(
-            f"budgets={dict(self.budgets)}: no configuration that meets all was found; raise one"
-            if self.budgets
-            else "the device runs no configuration with the parameters that this trial fixes"
-        )
-
-    def _violation(self, rows: Genotypes) -> Floats:
-        """By how much candidates break the budgets or lack a cost, `(n,)`; 0 is feasible."""
-        total = np.zeros(len(rows))
-        columns: dict[str, Floats] = {}
-        if self.joint and self.priced is not None:
-            costs = self.priced(rows)
-            columns = dict(zip(self.priced.metric_names, costs.T, strict=True))
-            total += UNKNOWN_COST * ~np.isfinite(costs).all(axis=1)
-        if self.known.functions:
-            values = self.known(rows)
-            columns |= {self.known.names[i]: values[:, c] for c, i in enumerate(self.known.index)}
-        for metric, limit in self.budgets.items():
-            if metric in columns:
-                unbounded = np.isposinf(columns[metric])
-                value = np.where(unbounded, limit, columns[metric])
-                total += np.maximum(value - limit, 0.0) / max(abs(limit), 1e-12)
-                total += UNKNOWN_COST * unbounded
-        return total
 
     def _start_population(self, snapshot: Snapshot) -> Genotypes:
         """Children of the measured front, and what the last search ended with."""
         if not len(snapshot.genotypes):
             return space_filling(self.space, self.search.population, self.rng)
         values = np.column_stack([clipped(c) for c in snapshot.values.T]) * self.signs
-        kept = snapshot.feasible if snapshot.feasible.any() else np.ones(len(values), bool)
-        front = snapshot.genotypes[kept][nondominated(values[kept])]
+        kept = snapshot.feasible
+        if kept.any():
+            front = snapshot.genotypes[kept][nondominated(values[kept])]
+        else:
+            front = snapshot.genotypes[np.argsort(snapshot.violation, kind="stable")[:LEAST]]
         parents = front[self.rng.integers(len(front), size=self.search.population // 2)]
         children = Variation(self.space).mutate(
             parents, self.search.mutation_probability, self.rng
@@ -246,7 +209,7 @@ class Proposer:
         return np.concatenate([children, self.population[: self.search.population // 4]])
 
     def _acquisition(
-        self, snapshot: Snapshot, tried: RowSet | None
+        self, snapshot: Snapshot, taken: Taken
     ) -> tuple[Callable[[Genotypes], Floats], Callable[[Genotypes], tuple[Floats, Floats]]]:
         """The score to maximise, and mean and spread of the first predicted objective."""
         surrogates = [
@@ -271,48 +234,33 @@ class Proposer:
         if len(snapshot.running):
             believed[len(measured) :, self.predicted] = predict(snapshot.running)[0]
         if known.index:
-            believed[:, known.index] = known(rows)
+            # a network's trials are priced as candidates are, whatever was measured; in a plain
+            # space a cell is not the value that was tried
+            exact = slice(len(measured) if self.space.family is None else 0, None)
+            believed[exact, known.index] = self._of_others(rows[exact])
         usable = np.isfinite(believed).all(axis=1)
         usable = usable & np.concatenate([snapshot.feasible, np.ones(len(snapshot.running), bool)])
         improvement = self._improvement(believed[usable], predict) if usable.any() else None
-        probability = self._feasibility(snapshot)
+        constraints = self._constraints.refresh(snapshot)
+        lacking = not snapshot.feasible.any() and len(snapshot.genotypes) > 0
 
         def score(candidates: Genotypes) -> Floats:
-            if improvement is None:  # first of all something that breaks no constraint
-                result = probability(candidates)
+            if lacking or improvement is None:  # first of all what breaks no constraint
+                result = constraints.decrease(candidates)
             else:
                 result = improvement(candidates)
                 if snapshot.constraints:
-                    result = np.where(result > NO_GAIN, result * probability(candidates), result)
-            violation = self._violation(candidates)
+                    chance = constraints.probability(candidates)
+                    result = np.where(result > NO_GAIN, result * chance, result)
+            violation = self.limits.violation(candidates)
             result = np.where(violation > 0, INFEASIBLE - violation, result)
-            if tried is not None:
-                result = np.where(tried.contains(candidates), 2 * INFEASIBLE, result)
-            return result
+            return np.where(taken(candidates), 2 * INFEASIBLE, result)
 
         def first(candidates: Genotypes) -> tuple[Floats, Floats]:
             mean, std = predict(candidates)
             return mean[:, 0], std[:, 0]
 
         return score, first
-
-    def _feasibility(self, snapshot: Snapshot) -> Callable[[Genotypes], Floats]:
-        """Probability that a candidate meets every constraint the trials have set, `(n,)`."""
-        models = []
-        for name, values in snapshot.constraints.items():
-            told = np.isfinite(values)
-            if told.any():
-                model = self._constraints.setdefault(name, Surrogate(self.space))
-                models.append(model.refresh(snapshot.genotypes[told], values[told]))
-
-        def probability(rows: Genotypes) -> Floats:
-            result = np.ones(len(rows))
-            for model in models:
-                mean, std = model.predict(rows)
-                result *= ndtr(-mean / np.maximum(std, 1e-12))
-            return result
-
-        return probability
 
     def spread_factor(self, snapshot: Snapshot) -> float:
         """`spread_factor` of the predicted objective; 1 where there are several."""
@@ -382,10 +330,8 @@ class Proposer:
         table = self.known.table
         if isinstance(table, CompiledCosts):
             reference[self.known.index[: len(table.maxima)]] = table.maxima
-        for metric, value in self.reference.items():
-            if metric in self.known.names:
-                i = list(self.known.names).index(metric)
-                reference[i] = value * self.signs[i]
+        for i, value in self.reference.items():
+            reference[i] = value * self.signs[i]
         return np.asarray(reference)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -15,29 +16,39 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
-from apq_optuna._optuna import set_constraints, set_trial_attribute, study_key
-from apq_optuna.errors import InfeasibleBudgetError, InvalidArgumentError
+from apq_optuna._optuna import (
+    set_constraints,
+    set_trial_attribute,
+    study_attribute,
+    study_key,
+    whole_study,
+)
+from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware import CompiledCosts, CostTable
 from apq_optuna.networks import Genotypes
-from apq_optuna.sampler.history import ParameterUnion, RowSet, claim_of, claimed_row
+from apq_optuna.sampler.arguments import (
+    Numbers,
+    check_budgets,
+    check_sources,
+    metric_key,
+    numbers,
+)
+from apq_optuna.sampler.history import ParameterUnion, claim_of, claimed_row, claims
 from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.sampler.matching import (
     constants_of,
     fixed_columns,
     holder,
     joined,
+    match_budgets,
     match_costs,
     match_known,
+    match_reference,
+    prescribed_by,
     uses_space,
 )
-from apq_optuna.sampler.proposals import Proposer, continuous
-from apq_optuna.sampler.sources import (
-    Source,
-    completed,
-    is_pairs,
-    shared_parameters,
-    surrogate_of,
-)
+from apq_optuna.sampler.proposals import Proposer
+from apq_optuna.sampler.sources import Source, surrogate_of
 from apq_optuna.space import SearchSpace
 
 _logger = get_logger("apq_optuna.sampler")
@@ -62,20 +73,21 @@ class APQSampler(BaseSampler):
         costs: Cost table of the target device; its metrics are known objectives, by metric name.
         known: Further known objectives: metric name or objective index to a vectorised function
             from a dict of parameter arrays to values `(n,)`.
-        budgets: Upper limits on known metrics (`{"latency_ms": 2.0}`); no proposal breaks them.
-            Without a space, trials started before one has completed are drawn at random, outside
-            the budgets.
+        budgets: Upper limits on known metrics, by name or objective index (`{"latency_ms": 2.0}`);
+            no proposal breaks them. Without a space, trials started before one has completed are
+            drawn at random, outside the budgets.
         source: fp32 pairs of the supernet, earlier studies over the same or an overlapping space,
             or a list of both.
         n_startup_trials: Space-filling trials before the predictor decides; by default 10, and
             with a source 2, or none where costs bound the objectives.
-        reference: Reference point by metric name; by default chance accuracy and the largest
-            costs.
+        reference: Reference point by metric name or objective index; by default chance accuracy
+            and the largest costs.
         constraints_func: As `TPESampler`'s: called with each trial that ends, it returns numbers
             of which none may be above 0. On Optuna 5 `Trial.set_constraint` does without.
         independent_sampler: For parameters outside the space; random by default.
-        seed: Makes a sequential study reproducible.
-        warn_independent_sampling: Warn when a parameter of the joint space was sampled
+        seed: Makes a sequential study reproducible. Each trial has randomness of its own from
+            this and its number, so workers with the same seed do not try the same.
+        warn_independent_sampling: Warn, once a parameter, when one of the joint space was sampled
             independently.
 
     Raises:
@@ -91,10 +103,10 @@ class APQSampler(BaseSampler):
         *,
         costs: CostTable | None = None,
         known: Mapping[str | int, KnownFunction] | None = None,
-        budgets: Mapping[str, float] | None = None,
+        budgets: Numbers | None = None,
         source: Source | Sequence[Source] | None = None,
         n_startup_trials: int | None = None,
-        reference: Mapping[str, float] | None = None,
+        reference: Numbers | None = None,
         constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
         independent_sampler: BaseSampler | None = None,
         seed: int | None = None,
@@ -105,78 +117,53 @@ class APQSampler(BaseSampler):
         if n_startup_trials is not None and n_startup_trials < 1:
             raise InvalidArgumentError(f"n_startup_trials={n_startup_trials}: at least 1")
         self.space = space
-        self._known = dict(known or {})
-        self._budgets = dict(budgets or {})
-        self._reference = dict(reference or {})
+        self._known = {metric_key("known", metric): f for metric, f in (known or {}).items()}
+        self._budgets = numbers("budgets", budgets)
+        self._reference = numbers("reference", reference)
         sources = (
             [] if source is None else list(source) if isinstance(source, Iterable) else [source]
         )
         self._sources: list[Source] = sources
         self._n_startup_trials = n_startup_trials
         self._constraints_func = constraints_func
+        self._own_independent = independent_sampler is None
         self._independent = independent_sampler or RandomSampler(seed=seed)
         self._warn_independent_sampling = warn_independent_sampling
-        self._rng = np.random.default_rng(seed)
+        self._entropy = np.random.SeedSequence(seed).entropy
         self._compiled: CompiledCosts | None = None
         if costs is not None and space is not None:
             self._compiled = costs.compile(space)
-        self._check_budgets()
-        self._check_sources()
+        check_budgets(self._budgets, self._known, self._compiled)
+        check_sources(self._sources, space)
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._proposers: dict[Any, Proposer] = {}
         self._unions: dict[Any, ParameterUnion] = {}
+        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_lock", "_proposers", "_unions")
+        transient = ("_lock", "_proposers", "_unions", "_warned")
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._constraints_func = None  # what was pickled before there was such a thing has none
+        # what was pickled before there were such things has none
+        self._constraints_func, self._own_independent = None, False
+        self._entropy = np.random.SeedSequence().entropy
         self.__dict__.update(state)
         self._reset()
-
-    def _check_sources(self) -> None:
-        for source in self._sources:
-            if is_pairs(source):
-                if self.space is None:
-                    raise InvalidArgumentError(
-                        "source: fp32 pairs need the search space they are of"
-                    )
-                source.check_space(self.space)
-            elif not isinstance(source, Study):
-                raise InvalidArgumentError(
-                    f"source={source!r}: give a PairStore, an Optuna study, or a list of both"
-                )
-            elif self.space is not None and completed(source):
-                shared_parameters(self.space, source)
-
-    def _check_budgets(self) -> None:
-        names = self._compiled.metric_names if self._compiled else ()
-        for metric, limit in self._budgets.items():
-            if metric not in names and metric not in self._known:
-                allowed = [*names, *map(str, self._known)]
-                raise InvalidArgumentError(
-                    f"budgets: {metric!r} is not a known objective; known are {allowed}"
-                )
-            if not np.isfinite(limit):
-                raise InvalidArgumentError(f"budgets[{metric!r}]={limit}: must be finite")
-            if self._compiled is not None and metric in names:
-                least = float(self._compiled.minima[names.index(metric)])
-                if limit < least:
-                    raise InfeasibleBudgetError(
-                        f"budgets[{metric!r}]={limit}: the cheapest configuration of the space "
-                        f"takes {least:.6g}; allow at least that"
-                    )
 
     # ------------------------------------------------------------------ Optuna's interface
 
     def reseed_rng(self) -> None:
         """New randomness, also for the independent sampler."""
-        self._rng = np.random.default_rng()
+        self._entropy = np.random.SeedSequence().entropy
         self._independent.reseed_rng()
+
+    def _randomness(self, trial: FrozenTrial, *more: int) -> np.random.SeedSequence:
+        """A trial's own, the same in whichever worker."""
+        return np.random.SeedSequence(self._entropy, spawn_key=(trial.number, *more))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._independent.before_trial(study, trial)
@@ -196,21 +183,30 @@ class APQSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         with self._lock:
-            if self._warn_independent_sampling and self._should_know(study, trial, param_name):
+            if (
+                self._warn_independent_sampling
+                and param_name not in self._warned
+                and self._should_know(whole_study(study), trial, param_name)
+            ):
+                self._warned.add(param_name)
                 _logger.warning(
-                    "trial %d: %s was sampled by %s, not jointly: its distribution differs from "
-                    "the search space's; set warn_independent_sampling=False to silence this",
+                    "trial %d: %s was sampled by %s, not jointly: its distribution there is not "
+                    "the search space's (told once; warn_independent_sampling=False silences it)",
                     trial.number,
                     param_name,
                     type(self._independent).__name__,
                 )
-            return self._independent.sample_independent(
-                study, trial, param_name, param_distribution
-            )
+            sampler = self._independent
+            if self._own_independent:
+                own = self._randomness(trial, zlib.crc32(param_name.encode()))
+                sampler = RandomSampler(seed=int(own.generate_state(1)[0]))
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def _should_know(self, study: Study, trial: FrozenTrial, name: str) -> bool:
         """Whether a parameter sampled on its own was part of this trial's joint proposal."""
-        if self.space is None or name not in self.space.column:
+        if self.space is None:
+            return claims(trial) and name in self._parameters(study)
+        if name not in self.space.column:
             return False
         row = claimed_row(trial, self.space)
         if row is None:
@@ -221,6 +217,7 @@ class APQSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        study = whole_study(study)
         with self._lock:
             if self.space is not None and uses_space(study, self.space):
                 return self.space.distributions()
@@ -232,12 +229,14 @@ class APQSampler(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
+        study = whole_study(study)
         # matrices are small: several threads, from several libraries, would wait for each other
         with self._lock, _blas().limit(limits=1, user_api="blas"):
             proposer = self._proposer(study, search_space)
-            proposer.rng = self._rng
+            prescribed = prescribed_by(study, trial)
+            proposer.begin(np.random.default_rng(self._randomness(trial)), prescribed)
             snapshot = proposer.history.read(study, but=trial.number)
-            constrain = holder(fixed_columns(proposer.space, study, trial))
+            constrain = holder(fixed_columns(proposer.space, prescribed))
             ranked, predict = proposer.rank(snapshot, constrain)
             row = self._claim(study, trial, proposer, ranked, constrain)
             if predict is not None and len(proposer.predicted) == 1:
@@ -245,7 +244,7 @@ class APQSampler(BaseSampler):
                 raw = std / proposer.spread_factor(snapshot)
                 set_trial_attribute(study, trial, "predicted", [mean, std])
                 set_trial_attribute(study, trial, "raw_prediction", [mean, raw])
-            params = proposer.space.to_params(row, self._rng)
+            params = proposer.params(row)
         return {name: value for name, value in params.items() if name in search_space}
 
     # ------------------------------------------------------------------ the problem
@@ -283,11 +282,24 @@ class APQSampler(BaseSampler):
         functions = match_known(study, names, self._known, self.space) if known_here else {}
         constants = {} if joint else constants_of(self._parameters(study))
         known = KnownObjectives(space, table, table_index, functions, names, constants)
+        budgets: dict[str, float] = {}
+        reference: dict[int, float] = {}
+        if known_here:
+            metrics = self._compiled.metric_names if joint and self._compiled else ()
+            budgets = match_budgets(study, names, self._budgets, metrics, known, self.space)
+            reference = match_reference(study, names, self._reference, self.space)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
         sources = self._sources if known_here else []
         surrogates = [
-            surrogate_of(space, sources, name=names[i], index=i, maximise=bool(signs[i] < 0))
+            surrogate_of(
+                space,
+                sources,
+                name=names[i],
+                index=i,
+                maximise=bool(signs[i] < 0),
+                measured=study_attribute(study, "objective"),
+            )
             for i in predicted
         ]
         proposer = Proposer(
@@ -298,10 +310,9 @@ class APQSampler(BaseSampler):
             signs=signs,
             surrogates=surrogates,
             priced=self._compiled if joint else None,
-            budgets=self._budgets,
-            reference=self._reference,
+            budgets=budgets,
+            reference=reference,
             n_startup_trials=self._n_startup_trials,
-            rng=self._rng,
         )
         # until a trial has the space's parameters nothing says that the study is of this space
         if not joint or joined(study, space):
@@ -330,7 +341,7 @@ class APQSampler(BaseSampler):
                 return np.asarray(row)
         # every good one is taken by now: anything untried, or, if nothing is, the best again
         latest = proposer.history.read(study, but=trial.number)
-        rest = proposer.fill(latest, constrain, RowSet(latest.tried))
+        rest = proposer.fill(latest, constrain, proposer.taken(latest))
         rest = rest if len(rest) else ranked[:1]
         # workers that saw each other on every row start from different ones
         for row in np.roll(rest, -trial.number, axis=0)[:CLAIM_TRIES]:
@@ -342,10 +353,8 @@ class APQSampler(BaseSampler):
     def _take(study: Study, trial: FrozenTrial, proposer: Proposer, row: Genotypes) -> bool:
         """Whether no other trial has the genotype, once this one's claim of it is written."""
         set_trial_attribute(study, trial, "claim", claim_of(proposer.space, row))
-        if continuous(proposer.space):
-            return True
-        tried = proposer.history.read(study, but=trial.number).tried
-        return not len(tried) or not RowSet(tried).contains(row[None])[0]
+        latest = proposer.history.read(study, but=trial.number)
+        return not proposer.taken(latest)(row[None])[0]
 
 
 @cache

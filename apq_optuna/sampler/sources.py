@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.logging import get_logger
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import trials_of
+from apq_optuna._optuna import study_attribute, trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
-from apq_optuna.networks import Genotypes
-from apq_optuna.sampler.surrogate import Surrogate, clipped
+from apq_optuna.sampler.surrogate import Surrogate
+from apq_optuna.sampler.trends import Earlier
 from apq_optuna.space import SearchSpace
 
 if TYPE_CHECKING:
     from apq_optuna.pairs import PairStore
 
-Floats = NDArray[np.floating]
 Source: TypeAlias = "PairStore | Study"
 
 _logger = get_logger("apq_optuna.sampler")
@@ -35,7 +33,13 @@ def is_pairs(source: object) -> TypeGuard[PairStore]:
 
 
 def surrogate_of(
-    space: SearchSpace, sources: Sequence[Source], *, name: str, index: int, maximise: bool
+    space: SearchSpace,
+    sources: Sequence[Source],
+    *,
+    name: str,
+    index: int,
+    maximise: bool,
+    measured: Mapping[str, object] | None = None,
 ) -> Surrogate:
     """The surrogate of one objective, with what other sources know of it.
 
@@ -44,14 +48,18 @@ def surrogate_of(
         sources: fp32 pairs, whose predictor is transferred, and earlier studies.
         name, index: Of the objective.
         maximise: Its direction.
+        measured: What the study's values are measured with, where that is known: its supernet and
+            data split, by the names that `Objective` gives them.
 
     Raises:
         PairError: Pairs of another space.
-        StudyMismatchError: A study without trials in this space, or without this objective.
+        StudyMismatchError: A study without trials in this space.
     """
     fp32 = None
+    measured = dict(measured or {})
     for source in sources:
         if is_pairs(source):
+            measured = {"supernet": source.supernet, "data split": source.split} | measured
             pairs = source.load()
             if len(pairs) >= FEWEST_PAIRS:
                 fp32 = source.fp32_scorer(space, pairs)
@@ -60,43 +68,36 @@ def surrogate_of(
                 "source: %d fp32 pairs of supernet %s in %s, too few to transfer from; was "
                 "`collect` run with this database?", len(pairs), source.supernet, source.url,
             )  # fmt: skip
-    studies = [source for source in sources if isinstance(source, Study)]
-    return Surrogate(
-        space, fp32=fp32, source=earlier_rows(space, studies, name, index), maximise=maximise
-    )
+    earlier = [
+        found
+        for source in sources
+        if isinstance(source, Study)
+        and (found := earlier_rows(space, source, name, index, maximise, measured)) is not None
+    ]
+    return Surrogate(space, fp32=fp32, earlier=earlier, maximise=maximise)
 
 
 def earlier_rows(
-    space: SearchSpace, studies: Sequence[Study], name: str, index: int
-) -> tuple[SearchSpace, Genotypes, Floats] | None:
-    """Earlier trials in the part of the space that all studies share with it; None if no trials.
+    space: SearchSpace,
+    study: Study,
+    name: str,
+    index: int,
+    maximise: bool,
+    measured: Mapping[str, object] | None = None,
+) -> Earlier | None:
+    """Earlier trials in the part of the space that a study shares with it.
+
+    The objective is the one of the same name; where either has no names, the one in the same
+    place. None where there is neither, or no trial.
 
     Raises:
-        StudyMismatchError: A study that shares nothing, or lacks the objective.
+        StudyMismatchError: A study that shares no parameter.
     """
-    found: list[tuple[list[FrozenTrial], int, Study]] = []
-    shared = {decision.name for decision in space.decisions}
-    for study in studies:
-        trials = completed(study)
-        if not trials:
-            continue
-        names = study.metric_names
-        column = names.index(name) if names and name in names else index
-        if column >= len(study.directions):
-            raise StudyMismatchError(
-                f"source: study {study.study_name!r} has {len(study.directions)} objectives, none "
-                f"of them {name!r}; leave it out"
-            )
-        shared &= shared_parameters(space, study)
-        found.append((trials, column, study))
-    if not found:
+    trials = completed(study)
+    column = _column(study, name, index)
+    if not trials or column is None:
         return None
-    if not shared:
-        raise StudyMismatchError(
-            "source: the studies "
-            + ", ".join(repr(study.study_name) for _, _, study in found)
-            + " have no parameter in common; give one of them"
-        )
+    shared = shared_parameters(space, study)
     distributions = space.distributions()
     part = space
     if len(shared) < len(space.decisions):
@@ -104,13 +105,12 @@ def earlier_rows(
             {d.name: distributions[d.name] for d in space.decisions if d.name in shared}
         )
     rows, values = [], []
-    for trials, column, _ in found:
-        for trial in trials:
-            try:
-                rows.append(part.from_params(trial.params, fill=True))
-            except SpaceError:
-                continue
-            values.append(trial.values[column])
+    for trial in trials:
+        try:
+            rows.append(part.from_params(trial.params, fill=True))
+        except SpaceError:
+            continue
+        values.append(trial.values[column])
     if not rows:
         return None
     genotypes = np.stack(rows)
@@ -121,7 +121,25 @@ def earlier_rows(
         whole = np.tile((space.sizes - 1).astype(np.int32), (len(genotypes), 1))
         whole[:, columns] = genotypes
         genotypes = space.canonical(whole)[:, columns]
-    return part, genotypes, clipped(np.array(values, float))
+    found = np.array(values, float)
+    named = name in (study.metric_names or ())
+    turned = (study.directions[column] == StudyDirection.MAXIMIZE) != maximise
+    if turned and not named:  # an error there, an accuracy here: what is good there is good here
+        found = -found
+    conditions = study_attribute(study, "objective") or {}
+    alike = index == column == 0 and all(
+        conditions.get(what) is not None and conditions[what] == (measured or {}).get(what)
+        for what in ("supernet", "data split")
+    )
+    return Earlier(part, genotypes, found, comparable=alike)
+
+
+def _column(study: Study, name: str, index: int) -> int | None:
+    """Which objective of an earlier study is meant; None for none."""
+    names = study.metric_names
+    if names and not name.isdigit():  # a study without names calls its objectives by their place
+        return names.index(name) if name in names else None
+    return index if index < len(study.directions) else None
 
 
 def completed(study: Study) -> list[FrozenTrial]:

@@ -9,26 +9,30 @@ Notation:
 The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
 first guess of what quantization costs, and the process sees, beside the decisions, the fp32
 accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are
-learned by a process of their own. Its mean is the trend as long as it explains the study's own
-trials better than doing without.
+learned by processes of their own. Their means make the trend (`trends`) as long as it explains the
+study's own trials better than doing without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.networks import Genotypes
 from apq_optuna.predictor import GaussianProcess
+from apq_optuna.sampler.trends import (
+    Earlier,
+    LearnedTrend,
+    Score,
+    Trend,
+    fp32_trend,
+    normal_scores,
+)
 from apq_optuna.space import Coordinates, SearchSpace
 
 Floats = NDArray[np.floating]
-Score = Callable[[Genotypes], Floats]
-Trend = Callable[[Genotypes, Floats | None], Floats]
-"""Takes the genotypes' fp32 accuracies along, where an fp32 predictor is there: they are worked
-out once for all that need them."""
 
 MAX_ROWS = 224
 """A process keeps at most this many rows: half the latest, half the best."""
@@ -39,14 +43,14 @@ GROWTH = 1.15
 EVERY_FIT = 100
 """Up to this many rows they are found anew at every row."""
 
-LOSS = 0.03
-"""Accuracy that 2 bits of one kind are first guessed to cost, everywhere."""
-
 TREND_UNIT, TREND_ROWS = 0.03, 4.0
 """Deviation from the fp32 trend before any trial is seen, and the rows that this is worth."""
 
-FEWEST_TO_JUDGE = 4
+FEWEST_TO_JUDGE = 6
 """Own trials before a source is judged by them."""
+
+LARGEST = 1e120
+"""Beyond it the square of a value, or a volume of several, is more than a float holds."""
 
 NETWORK_NOISE = (-3.0, 1.0)
 """Prior of the log noise variance where values are measured on images."""
@@ -59,7 +63,7 @@ class Process:
         space: The search space.
         trend: t; None for none, values then tend to the mean of the rows.
         fp32: The fp32 predictor behind the trend, if there is one.
-        unit: Deviation from the trend before any row is seen.
+        unit: Deviation from the trend before any row is seen; a `LearnedTrend` has its own.
         level: Whether the trend's level holds, too; if not, only its shape is taken.
     """
 
@@ -106,11 +110,15 @@ class Process:
             self._fitted = total
             if fp32 is not None and n:
                 self._fp32_scale = float(fp32.mean()), 4.0 * max(float(fp32.std()), 1e-3)
+        first_unit = self.unit
+        if isinstance(self.trend, LearnedTrend):
+            self.trend.learn(genotypes, fp32, y)
+            first_unit = self.trend.residual
         f = y - self.trend(genotypes, fp32) if self.trend is not None else y
         unit = None
-        if self.unit is not None:
+        if first_unit is not None:
             off = f if self.gp.zero_mean or not n else f - f.mean()
-            squares = float(off @ off) + TREND_ROWS * self.unit**2
+            squares = float(off @ off) + TREND_ROWS * first_unit**2
             unit = (squares / (n + TREND_ROWS)) ** 0.5
         self.gp.fit(self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit)
         return self
@@ -135,8 +143,7 @@ class Surrogate:
     Args:
         space: The search space.
         fp32: An fp32 predictor of genotypes' accuracies `(n,)`, where quantized ones start from.
-        source: Space, genotypes and values of earlier studies; their space may be a part of this
-            one.
+        earlier: What earlier studies tell of it.
         maximise: Which side of the values is the good one; outliers on the other are drawn in.
     """
 
@@ -145,7 +152,7 @@ class Surrogate:
         space: SearchSpace,
         *,
         fp32: Score | None = None,
-        source: tuple[SearchSpace, Genotypes, Floats] | None = None,
+        earlier: Sequence[Earlier] = (),
         maximise: bool = False,
     ) -> None:
         self.space, self.sign = space, 1.0 if maximise else -1.0
@@ -153,8 +160,8 @@ class Surrogate:
         unit = None if fp32 is None else TREND_UNIT
         self.alone = Process(space, trend, fp32=fp32, unit=unit)
         self.informed: Process | None = None
-        if source is not None:
-            self.informed = _over_source(space, trend, fp32, source, self.sign)
+        if earlier:
+            self.informed = _over_earlier(space, trend, fp32, earlier, self.sign)
         self.process = self.informed or self.alone
         self._rows = -1
         self.refresh(np.zeros((0, len(space.decisions)), np.int32), np.zeros(0))
@@ -177,52 +184,77 @@ class Surrogate:
             self.process = self.informed
             if len(values) >= FEWEST_TO_JUDGE:
                 self.alone.fit(rows, values, total=len(y))
-                if self.alone.gp.evidence > self.informed.gp.evidence:
+                if self.alone.gp.evidence > self.informed.gp.evidence - self._fitted(len(values)):
                     self.process = self.alone
             return self
         self.alone.fit(rows, values, total=len(y))
         return self
+
+    def _fitted(self, n: int) -> float:
+        """What the evidence of n rows owes to slopes that were fitted to them (Schwarz, 1978)."""
+        trend = self.informed.trend if self.informed is not None else None
+        return 0.5 * trend.freedom * float(np.log(n)) if isinstance(trend, LearnedTrend) else 0.0
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
         return self.process.predict(genotypes)
 
 
-def fp32_trend(space: SearchSpace, fp32: Score) -> Trend:
-    """What a quantized network is first expected to reach."""
-    coordinates = Coordinates(space)
-
-    def trend(genotypes: Genotypes, known: Floats | None) -> Floats:
-        lost = LOSS * coordinates.least_step * coordinates.noise(genotypes).sum(1)
-        return np.asarray((fp32(genotypes) if known is None else known) - lost)
-
-    return trend
-
-
-def _over_source(
+def _over_earlier(
     space: SearchSpace,
     trend: Trend | None,
     fp32: Score | None,
-    source: tuple[SearchSpace, Genotypes, Floats],
+    earlier: Sequence[Earlier],
     sign: float,
 ) -> Process:
     """A process whose trend is what earlier studies taught."""
-    theirs, genotypes, y = source
-    kept = most_telling(y * sign)
-    genotypes, y = genotypes[kept], drawn_in(y[kept], sign)
-    if theirs is space:
-        unit = TREND_UNIT if trend is not None else None
-        earlier = Process(space, trend, fp32=fp32, unit=unit).fit(genotypes, y)
-        mean: Trend = earlier.mean
-    else:
-        columns = [space.column[decision.name] for decision in theirs.decisions]
-        earlier = Process(theirs).fit(genotypes, y)
+    first, unit = trend, None
+    alike = [each for each in earlier if each.comparable]
+    alike = [each for each in alike if each.space is alike[0].space]
+    if alike:  # measured as here: their values are this study's, had it made the trials
+        theirs = alike[0].space
+        genotypes = np.concatenate([each.genotypes for each in alike])
+        y = clipped(np.concatenate([each.values for each in alike]))
+        kept = most_telling(y * sign)
+        genotypes, y = genotypes[kept], drawn_in(y[kept], sign)
+        measured = (
+            Process(space, trend, fp32=fp32, unit=TREND_UNIT if trend is not None else None)
+            if theirs is space
+            else Process(theirs)
+        ).fit(genotypes, y)
+        first = _asked(space, theirs, measured)
+        unit = max(float(np.std(y - measured.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
+    others = [each for each in earlier if not any(each is one for one in alike)]
+    if not others:
+        return Process(space, first, fp32=fp32, unit=unit, level=False)
+    spread = float(np.median([np.std(clipped(each.values)) for each in others]))
+    learned = LearnedTrend(
+        [_opinion(space, each, sign) for each in others],
+        [len(each.space.decisions) / len(space.decisions) for each in others],
+        unit=max(spread, 1e-6),
+        first=first,
+    )
+    return Process(space, learned, fp32=fp32, level=False)
 
-        def mean(rows: Genotypes, fp32: Floats | None) -> Floats:
-            return earlier.mean(theirs.canonical(rows[:, columns]))
 
-    spread = max(float(np.std(y - earlier.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
-    return Process(space, mean, fp32=fp32, unit=spread, level=False)
+def _opinion(space: SearchSpace, earlier: Earlier, sign: float) -> Trend:
+    """What an earlier study expects, in standard units."""
+    z = normal_scores(earlier.values)
+    kept = most_telling(z * sign)
+    process = Process(earlier.space).fit(earlier.genotypes[kept], z[kept])
+    return _asked(space, earlier.space, process)
+
+
+def _asked(space: SearchSpace, theirs: SearchSpace, process: Process) -> Trend:
+    """The mean of a process over a part of a space, asked about rows of the whole."""
+    if theirs is space and process.fp32 is not None:
+        return process.mean
+    columns = [space.column[decision.name] for decision in theirs.decisions]
+
+    def mean(rows: Genotypes, fp32: Floats | None) -> Floats:
+        return process.mean(theirs.canonical(rows[:, columns]))
+
+    return mean
 
 
 def most_telling(goodness: Floats) -> NDArray[np.intp]:
@@ -250,7 +282,8 @@ def drawn_in(y: Floats, sign: float) -> Floats:
 
 
 def clipped(values: Floats) -> Floats:
-    """Infinite values brought to just beyond the finite ones."""
+    """Infinite values brought to just beyond the finite ones, and all to where squares are."""
+    values = np.where(np.abs(values) < np.inf, np.clip(values, -LARGEST, LARGEST), values)
     finite = values[np.isfinite(values)]
     if not len(finite):
         return np.zeros_like(values)

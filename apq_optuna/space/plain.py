@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,30 +29,21 @@ def decision_from_distribution(name: str, distribution: BaseDistribution) -> Dec
     role = "float" if isinstance(distribution, FloatDistribution) else "int"
     if low == high:
         return Decision(name, (low,), role, low=low, high=high, log=log, step=step)
-    count = MAX_LEVELS + 1 if step is None else round((high - low) / step) + 1
-    if count <= MAX_LEVELS:  # every value is a level of its own
+    # by quotients: the range itself may be more than a float holds
+    count = MAX_LEVELS + 1 if step is None else min(high / step - low / step, 2.0 * MAX_LEVELS)
+    if round(count) + 1 <= MAX_LEVELS:  # every value is a level of its own
         size = step or 1
         exact = (
-            low + i * size if role == "int" else min(low + i * size, high) for i in range(count)
+            low + i * size if role == "int" else min(low + i * size, high)
+            for i in range(round(count) + 1)
         )
         return Decision(name, tuple(exact), role, low=low, high=high, log=log, step=step)
     blank = Decision(
         name, tuple(range(MAX_LEVELS)), role, "", None, low, high, log, step, grid=True
     )  # fmt: skip
-    centres: Any = (blank.value_of(i, _CENTRE) for i in range(MAX_LEVELS))
+    centres = blank.at((np.arange(MAX_LEVELS) + 0.5) / MAX_LEVELS).tolist()
     if role == "int":  # near the low end of a log range several cells round to one value
         levels = tuple(dict.fromkeys(centres))
         if len(levels) < MAX_LEVELS:
             return Decision(name, levels, role, low=low, high=high, log=log, step=step)
-        centres = levels
     return Decision(name, tuple(centres), role, "", None, low, high, log, step, grid=True)
-
-
-class _Centre(np.random.Generator):
-    """Stands in for a generator where the middle of every cell is wanted."""
-
-    def random(self, *args: Any, **kwargs: Any) -> Any:
-        return 0.5
-
-
-_CENTRE = _Centre(np.random.PCG64(0))

@@ -207,16 +207,29 @@ class SearchSpace:
         return self.canonical(row[None])
 
     def to_params(
-        self, genotype: Genotypes, rng: np.random.Generator | None = None
+        self,
+        genotype: Genotypes,
+        rng: np.random.Generator | None = None,
+        *,
+        inner: NDArray[np.floating] | None = None,
     ) -> dict[str, Any]:
         """One genotype `(D,)` as Optuna parameters, active decisions only.
 
-        With `rng`, values of floats and wide integers are drawn inside their grid cell.
+        Args:
+            genotype: The row.
+            rng: Draws the values of floats and wide integers inside their grid cells; by default
+                they are the middle.
+            inner: Positions inside the cells, `(D,)` in [0, 1], instead of drawing them.
         """
         active = self.active(genotype[None])[0]
+        if inner is None and rng is not None:
+            inner = rng.random(len(genotype))
+        places = [None] * len(genotype) if inner is None else inner.tolist()
         return {
-            decision.name: decision.value_of(int(index), rng)
-            for decision, index, on in zip(self.decisions, genotype, active, strict=True)
+            decision.name: decision.value_of(int(index), place)
+            for decision, index, on, place in zip(
+                self.decisions, genotype, active, places, strict=True
+            )
             if on
         }
 

@@ -21,7 +21,8 @@ class Supernet(nn.Module, ABC):
     Attributes:
         space: The search space.
         data_info: What travels with a checkpoint about the images it was trained on: class names,
-            size, normalisation, split hash. Empty until trained or loaded.
+            size, normalisation, split hash, how they were made squares and augmented, and whether
+            broken ones were left out. Empty until trained or loaded.
     """
 
     def __init__(self, space: SearchSpace) -> None:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
-from apq_optuna.data import ImageData
+from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet
 from apq_optuna.supernet.modules import Supernet
@@ -163,6 +163,9 @@ def train_supernet(
         "mean": list(data.mean),
         "std": list(data.std),
         "split_hash": data.split_hash,
+        "fit": data.fit,
+        "skip_broken": data.skip_broken,
+        "augment": data.augment,
     }
     net.save(path)
     return net
@@ -194,8 +197,11 @@ class _Trainer:
         self.seconds = 0.0
         self.step = 0
         self.sorted = False
+        images = data.split_hash
+        if usual_augment(data.name) not in (None, data.augment):  # else as before it was named
+            images += f" {data.augment}"
         self.fingerprint = json.dumps(
-            [net.space.architecture_hash, data.split_hash, seed, asdict(plan)], sort_keys=True
+            [net.space.architecture_hash, images, seed, asdict(plan)], sort_keys=True
         )
 
     @property

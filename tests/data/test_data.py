@@ -156,13 +156,6 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
-def test_a_split_folder_without_test_is_refused(tmp_path: Path) -> None:
-    for part in ("train", "val"):
-        write_images(tmp_path / part, {"a": 5, "b": 5}, (8, 8), "L")
-    with pytest.raises(DataError, match=r"has \['train', 'val'\], but a split folder needs both"):
-        load_data(f"folder:{tmp_path}")
-
-
 def test_train_and_test_of_different_classes(tmp_path: Path) -> None:
     write_images(tmp_path / "train", {"a": 5, "b": 5}, (8, 8), "L")
     write_images(tmp_path / "test", {"a": 5, "c": 5}, (8, 8), "L")

@@ -89,3 +89,40 @@ def test_what_it_does_not_run_is_an_error() -> None:
         bitserial(batch=0)
     with pytest.raises(InvalidArgumentError, match="frequency_hz=nan: must be positive"):
         bitserial(frequency_hz=float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cycles"),
+    [
+        # 16 channels at a time, M = N = 16, W8A8: compute kb 8 x 16 + 7, fetch as much
+        (1, 135),
+        (3, 135),  # kb = ceil(16 x 9 / 256) = 1
+        (4, 135),
+        (5, 263),  # 2
+        (7, 519),  # 4
+        ((3, 7), 263),  # 2: both sides count
+        ((1, 51), 519),  # 4
+        # 163, and two fillings of the buffer: compute 163 (2 x 128 - 64) + 14
+        (51, 31_310),
+    ],
+    ids=str,
+)
+def test_a_depthwise_kernel_lengthens_its_dot_product(
+    kernel: int | tuple[int, int], cycles: int
+) -> None:
+    height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    layer = ConvLayer(32, 32, (height + 3, width + 3), kernel, 1, 0, 32)
+    assert bitserial().cycles(layer, 8, 8) == 2 * cycles
+
+
+def test_a_table_made_with_the_kernel_left_out_is_told_apart() -> None:
+    assert bitserial().provenance()["depthwise"] == "kb = ceil(16 K^2 / 256)"
+
+
+@pytest.mark.parametrize("dilation", [2, 16, (1, 40)], ids=str)
+def test_a_dilation_costs_nothing(dilation: int | tuple[int, int]) -> None:
+    """As many taps over as many outputs."""
+    dilated = ConvLayer(24, 24, 99, 3, 1, 0, 24, dilation)
+    height, width = dilated.output_size
+    plain = ConvLayer(24, 24, (height + 2, width + 2), 3, 1, 0, 24)
+    assert bitserial().cycles(dilated, 4, 6) == bitserial().cycles(plain, 4, 6)

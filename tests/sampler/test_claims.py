@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import optuna
+import pytest
 
 import apq_optuna as apq
 
@@ -60,6 +62,47 @@ def test_two_workers_that_propose_the_same_do_not_both_try_it(url: str) -> None:
             study.tell(trial, a + b)
     found = [(t.params["a"], t.params["b"]) for t in studies[0].trials]
     assert len(set(found[2:])) == 12
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("workers", [2, 6])
+def test_workers_of_one_seed_are_never_near_each_other_in_a_continuous_space(
+    url: str, workers: int, declared: bool
+) -> None:
+    """Near: within a hundredth of the range in every parameter."""
+    from optuna.distributions import FloatDistribution
+
+    space = {name: FloatDistribution(-5, 5) for name in "xyz"}
+    storage = apq.open_storage(url, heartbeat_interval=None)
+    optuna.create_study(study_name="s", storage=storage)
+    given = apq.SearchSpace.from_distributions(space) if declared else None
+    studies = [
+        optuna.load_study(
+            study_name="s", storage=storage,
+            sampler=apq.APQSampler(given, seed=0, n_startup_trials=4),
+        )
+        for _ in range(workers)
+    ]  # fmt: skip
+    for _ in range(5):
+        trials = [study.ask() for study in studies]
+        points = np.array([[t.suggest_float(name, -5, 5) for name in "xyz"] for t in trials])
+        apart = np.abs(points[:, None] - points[None]).max(axis=2) / 10 + np.eye(workers)
+        assert apart.min() > 0.008  # cells are 0.01 apart, and values anywhere in them
+        for study, trial, point in zip(studies, trials, points, strict=True):
+            study.tell(trial, float(((point - 1) ** 2).sum()))
+
+
+def test_what_is_drawn_depends_on_the_seed_and_the_trial_alone(measure: Measured) -> None:
+    """A study that goes on in another process does not begin with the same draws again."""
+
+    def drawn(parts: list[int]) -> list[bytes]:
+        study = new_study(None)
+        for trials in parts:
+            study.sampler = apq.APQSampler(SPACE, costs=measure.costs, seed=3)
+            study.optimize(measure, n_trials=trials)
+        return rows(study)
+
+    assert drawn([6]) == drawn([3, 3])
 
 
 def test_reseeding_reaches_the_inner_sampler() -> None:

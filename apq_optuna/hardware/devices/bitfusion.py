@@ -11,6 +11,11 @@ Notation (one dense convolution, batch 1; `t` tilings, `p` bit-width pairs, arra
     o, i, c     output side, input channels and output channels of one tile
     n_x ...     number of tiles along each axis
     A, W, O     activations, weights, outputs: traffic in bits, footprint in padded bits
+
+A tile of o x o outputs reads (o - 1) S + K rows of pixels, and with a dilation d only those it
+touches: |{S j + d k : j < o, k < K}|. A kernel is never too large: where the smallest tile (o and
+i of 1, c of M) fits no buffer, its taps go through one after another. It is charged as that tile,
+and an operand that overflows its buffer keeps nothing there for the next tile.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _OUTPUT_BITS = 32
+_BUFFERS = {"A": "activation_kib", "W": "weight_kib", "O": "output_kib"}
 _DEPENDS = {"A": "XYI", "W": "IC", "O": "XYC"}
 _ORDERS = ("ICYX", "YXCI")  # innermost loop first: X Y C I and I C X Y, outermost first
 
@@ -73,16 +79,20 @@ class BitFusion(Device):
     )
 
     def __post_init__(self) -> None:
-        whole_number("rows", self.rows, 2)
+        normal: dict[str, object] = {
+            "rows": whole_number("rows", self.rows, 2),
+            "columns": whole_number("columns", self.columns),
+            "bandwidth_bits": whole_number("bandwidth_bits", self.bandwidth_bits),
+            "bits": bit_widths(self.bits, range(1, 9)),
+        }
         if self.rows % 2:  # a depthwise block has half as many channels
             raise InvalidArgumentError(f"rows={self.rows}: an even number")
-        whole_number("columns", self.columns)
-        whole_number("bandwidth_bits", self.bandwidth_bits)
-        bit_widths(self.bits, range(1, 9))
         for name in ("weight_kib", "activation_kib", "output_kib", "frequency_hz"):
-            positive(name, getattr(self, name))
+            normal[name] = positive(name, getattr(self, name))
         for energy in (f.name for f in fields(self) if f.name.endswith("_nj")):
-            positive(energy, getattr(self, energy), zero=True)
+            normal[energy] = positive(energy, getattr(self, energy), zero=True)
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
 
     def provenance(self) -> dict[str, object]:
         """The parameters of the array."""
@@ -94,7 +104,7 @@ class BitFusion(Device):
 
         Raises:
             MissingCostError: Bit-widths other than `bits`.
-            CostTableError: The layer has no output, or fits the buffers in no tiling.
+            CostTableError: The layer has no output, or the buffers do not hold one tap of it.
         """
         return self.costs(layer, [(w_bits, a_bits)])[0]
 
@@ -111,8 +121,7 @@ class BitFusion(Device):
         self, layer: ConvLayer, pairs: Sequence[tuple[int, int]]
     ) -> list[tuple[int, float]]:
         """(cycles, energy in nJ) for each pair."""
-        for pair in pairs:
-            self.check_bits(*pair)
+        pairs = [self.check_bits(*pair) for pair in pairs]
         missing = [pair for pair in pairs if (layer, *pair) not in self._cache]
         if missing:
             for pair, priced in zip(missing, self._price(layer, missing), strict=True):
@@ -166,7 +175,7 @@ class BitFusion(Device):
         oh, ow = np.minimum(o, height), np.minimum(o, width)
         n = {"X": -(-height // oh), "Y": -(-width // ow), "I": -(-ic // i), "C": -(-oc // c)}
         tiles = n["X"] * n["Y"] * n["I"] * n["C"]
-        field_size = ((oh - 1) * sh + (kh - 1) * dh + 1) * ((ow - 1) * sw + (kw - 1) * dw + 1)
+        field_size = _touched(oh, sh, kh, dh) * _touched(ow, sw, kw, dw)
         area, k2 = oh * ow, kh * kw
 
         unrolled = im2col & (k2 > 1) & (ic < rows)  # (p, 1)
@@ -191,8 +200,16 @@ class BitFusion(Device):
         fits = np.ones_like(steps, bool)
         for operand in "AWO":
             fits &= footprint[operand] <= usable[operand]
-        if not fits.any(axis=1).all():
-            raise CostTableError(f"{layer} fits the buffers of {self.name!r} in no tiling")
+        # tap by tap where nothing fits; the tilings begin with the smallest
+        fits[:, 0] |= ~fits.any(axis=1)
+        one_tap = {"A": rows * a_stored, "W": rows * columns * w_stored,
+                   "O": columns * _OUTPUT_BITS + 0 * a}  # fmt: skip
+        for operand, bits in one_tap.items():
+            if (bits > usable[operand]).any():
+                raise CostTableError(
+                    f"{layer} does not fit {self.name!r}: {_BUFFERS[operand]} holds "
+                    f"{usable[operand]} bits, and one tap takes {bits.max()}"
+                )
 
         compute = tiles * area * steps * column_steps
         inner = self._inner_energy(tiles, area, k2, i, c, steps, column_steps, w, a)
@@ -256,6 +273,19 @@ def _doubling(start: int, full: int) -> list[int]:
     return [*sizes, full]
 
 
+def _touched(outputs: Ints, stride: int, kernel: int, dilation: int) -> Ints:
+    """Rows of pixels that some rows of outputs read: the span, or where dilated what it touches.
+
+    A kernel of 1 has nothing to dilate.
+    """
+    if dilation == 1 or kernel == 1:
+        return (outputs - 1) * stride + kernel
+    sizes, which = np.unique(outputs, return_inverse=True)
+    taps = dilation * np.arange(kernel)
+    rows = [np.unique(stride * np.arange(size)[:, None] + taps).size for size in sizes]
+    return np.array(rows, np.int64)[which].reshape(outputs.shape)
+
+
 def _reuse(
     order: str,
     n: dict[str, Ints],
@@ -266,12 +296,13 @@ def _reuse(
     """Bits moved per operand in one loop order, and the bits that stay on chip.
 
     `order` names the loops from the innermost. An operand is reused for free across a loop it does
-    not depend on, as long as what it needs inside that loop still fits its buffer.
+    not depend on, as long as what it needs inside that loop still fits its buffer: not at all
+    where a tile of it does not.
     """
     total, held = {}, {}
     for operand, depends in _DEPENDS.items():
         moved, kept, size = traffic[operand], traffic[operand], footprint[operand]
-        alive = np.ones_like(size, bool)
+        alive = size <= usable[operand]
         for loop in order:
             if loop in depends:
                 moved = moved * n[loop]

@@ -5,9 +5,13 @@ An array of 16 x 16 outputs, 256-bit dot products and 1,024-deep buffers. The eq
 their reference: most layers exactly, the rest well under 1 %, single ones by up to 7 %. They give
 cycles and no energy, so energy is no objective on this device.
 
+A depthwise layer goes 16 channels at a time, as a convolution of 16 outputs with kb =
+ceil(16 K^2 / 256). Any other grouped convolution costs what its groups do, one after another, each
+a dense convolution of its channels. A dilation costs nothing: the taps are as many.
+
 Notation (one operand is M wide and a bits, the other N wide and w bits):
     M, N        outputs along the two sides of the array: pixels and output channels
-    kb          256-bit words of one dot product, ceil(K^2 IC / 256)
+    kb          256-bit words of one dot product, ceil(K^2 IC / 256)  (K^2 is height x width)
     T, nt       tiles of 16 along M and N
     e           columns of weight bits, nt * w
     nch         times the buffer is refilled
@@ -43,14 +47,23 @@ class BitSerial(Device):
     name: str = "bitserial"
 
     def __post_init__(self) -> None:
-        whole_number("batch", self.batch)
-        bit_widths(self.bits, range(1, 9))
-        positive("frequency_hz", self.frequency_hz)
+        normal = {
+            "batch": whole_number("batch", self.batch),
+            "bits": bit_widths(self.bits, range(1, 9)),
+            "frequency_hz": positive("frequency_hz", self.frequency_hz),
+        }
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
 
     def provenance(self) -> dict[str, Any]:
         """The model and its parameters."""
         parameters = {"batch": self.batch, "frequency_hz": self.frequency_hz}
-        return {"model": "bit-serial", "parameters": parameters, "latency": "of a whole batch"}
+        return {
+            "model": "bit-serial",
+            "depthwise": "kb = ceil(16 K^2 / 256)",  # it was 1 whatever the kernel
+            "parameters": parameters,
+            "latency": "of a whole batch",
+        }
 
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
         """(latency in ms of a batch, None); raises what `cycles` does."""
@@ -63,19 +76,20 @@ class BitSerial(Device):
             MissingCostError: Bits other than 1 to 8.
             CostTableError: The layer has no output.
         """
-        self.check_bits(w_bits, a_bits)
+        w_bits, a_bits = self.check_bits(w_bits, a_bits)
         height, width = layer.output_size
         if height < 1 or width < 1:
             raise CostTableError(f"{layer} has no output: its input is smaller than its kernel")
         pixels = height * width
+        kernel = math.prod(as_pair(layer.kernel_size))
         if layer.linear:  # a batch of up to 16 rows is one tile
             rows = SIDE * math.ceil(pixels * self.batch / SIDE)
             words = math.ceil(layer.in_channels / WORD)
             return _layer(rows, layer.out_channels, words, w_bits, a_bits)
         if layer.depthwise:
             groups = math.ceil(layer.in_channels / SIDE)
-            return self.batch * groups * _layer(pixels, SIDE, 1, w_bits, a_bits)
-        kernel = math.prod(as_pair(layer.kernel_size))
+            words = math.ceil(SIDE * kernel / WORD)
+            return self.batch * groups * _layer(pixels, SIDE, words, w_bits, a_bits)
         words = math.ceil(kernel * (layer.in_channels // layer.groups) / WORD)
         outputs = layer.out_channels // layer.groups
         return self.batch * layer.groups * _layer(pixels, outputs, words, w_bits, a_bits)

@@ -78,10 +78,14 @@ class CPU(Device):
     runs_networks: bool = True
 
     def __post_init__(self) -> None:
-        for attribute in ("threads", "rounds", "repeats"):
-            whole_number(attribute, getattr(self, attribute))
-        positive("pause_s", self.pause_s, zero=True)
-        bit_widths(self.bits, (*range(2, 9), FLOAT_BITS))
+        normal: dict[str, object] = {
+            attribute: whole_number(attribute, getattr(self, attribute))
+            for attribute in ("threads", "rounds", "repeats")
+        }
+        normal["pause_s"] = positive("pause_s", self.pause_s, zero=True)
+        normal["bits"] = bit_widths(self.bits, (*range(2, 9), FLOAT_BITS))
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
 
     def provenance(self) -> dict[str, Any]:
         """Processor, threads, versions, and how widths are run."""
@@ -111,7 +115,7 @@ class CPU(Device):
             MissingCostError: Bits other than 2 to 8 and 32.
             CostTableError: The layer has no output.
         """
-        self.check_bits(w_bits, a_bits)
+        w_bits, a_bits = self.check_bits(w_bits, a_bits)
         if min(layer.output_size) < 1:
             raise CostTableError(f"{layer} has no output: its input is smaller than its kernel")
         int8 = self.executes(w_bits, a_bits) == (8, 8)

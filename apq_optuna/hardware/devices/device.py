@@ -20,8 +20,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apq_optuna.errors import InvalidArgumentError, MissingCostError
-from apq_optuna.hardware.costs import Cost, Measurement, Report
+import numpy as np
+
+from apq_optuna.errors import MissingCostError
+from apq_optuna.hardware.costs import (
+    Cost,
+    Measurement,
+    Report,
+    whole_number,
+    widths_of,
+)
 from apq_optuna.networks import ConvLayer, Subnet
 from apq_optuna.space import SearchSpace
 
@@ -77,13 +85,20 @@ class Device:
         """
         raise MissingCostError(f"device {self.name!r} runs no whole networks")
 
-    def check_bits(self, w_bits: int, a_bits: int) -> None:
-        """Raises `MissingCostError` for bit-widths the device does not execute."""
-        for operand, bits in (("w_bits", w_bits), ("a_bits", a_bits)):
+    def check_bits(self, w_bits: int, a_bits: int) -> tuple[int, int]:
+        """Bit-widths as Python's integers, of whatever kind they are.
+
+        Raises:
+            InvalidArgumentError: They are no whole numbers.
+            MissingCostError: The device does not execute them.
+        """
+        widths = whole_number("w_bits", w_bits), whole_number("a_bits", a_bits)
+        for operand, bits in zip(("w_bits", "a_bits"), widths, strict=True):
             if bits not in self.bits:
                 raise MissingCostError(
                     f"{operand}={bits}: device {self.name!r} executes {list(self.bits)} bits"
                 )
+        return widths
 
     def costs(self, layer: ConvLayer, pairs: Sequence[tuple[int, int]]) -> list[Cost]:
         """Costs of a layer at several (w_bits, a_bits), in their order.
@@ -104,10 +119,14 @@ class Device:
         with contextlib.suppress(OSError, TypeError):  # typed in, or compiled: no source
             source = inspect.getsource(type(self))
             about["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
-        about |= {"bits": list(self.bits), "rounds": self.rounds}
+        about |= {
+            "bits": [whole_number("bits", width) for width in self.bits],
+            "rounds": whole_number("rounds", self.rounds),
+        }
         public = {k: v for k, v in vars(self).items() if not k.startswith("_")}
         plain = (bool, int, float, str, type(None))
-        return about | {k: v for k, v in public.items() if isinstance(v, plain)}
+        numbers = {k: v.item() if isinstance(v, np.generic) else v for k, v in public.items()}
+        return about | {k: v for k, v in numbers.items() if isinstance(v, plain)}
 
     def network_cost(
         self,
@@ -125,19 +144,14 @@ class Device:
             (latency in ms, energy in mJ or None where the device has none).
 
         Raises:
-            InvalidArgumentError: Another number of widths than layers.
+            InvalidArgumentError: Widths that are no whole numbers, or not as many as layers.
             MissingCostError: The device does not execute some of them.
         """
         layers = list(layers)
         widths = [
-            [bits] * len(layers) if isinstance(bits, int) else list(bits)
-            for bits in (w_bits, a_bits)
+            widths_of(name, bits, len(layers))
+            for name, bits in (("w_bits", w_bits), ("a_bits", a_bits))
         ]
-        for name, given in zip(("w_bits", "a_bits"), widths, strict=True):
-            if len(given) != len(layers):
-                raise InvalidArgumentError(
-                    f"{name} has {len(given)} widths for {len(layers)} layers"
-                )
         costs = [self.cost(layer, w, a) for layer, w, a in zip(layers, *widths, strict=True)]
         energies = [energy for _, energy in costs if energy is not None]
         return sum(ms for ms, _ in costs), (

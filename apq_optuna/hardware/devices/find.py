@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from apq_optuna._torchvision import import_named, load_entry_point
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware.devices.bitfusion import bitfusion, bitfusion_small
 from apq_optuna.hardware.devices.bitserial import bitserial
@@ -92,7 +90,7 @@ def _named(name: str) -> Any:
     points: list[EntryPoint] = list(entry_points(group=ENTRY_POINTS, name=name))
     if points:
         try:
-            return points[0].load()
+            return load_entry_point(points[0])
         except Exception as error:  # whatever somebody's module raises
             raise InvalidArgumentError(
                 f"device={name!r}: its entry point {points[0].value} fails: "
@@ -104,10 +102,7 @@ def _named(name: str) -> Any:
             f"device={name!r} is unknown; choose from {sorted(known_devices())}, or give "
             "module:name of your own"
         )
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # last: a file here must not stand before somebody's package
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return import_named(name)
     except Exception as error:  # whatever somebody's module raises
         raise InvalidArgumentError(f"device={name!r}: {type(error).__name__}: {error}") from error

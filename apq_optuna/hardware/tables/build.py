@@ -20,7 +20,14 @@ from typing import IO, Any
 import numpy as np
 
 from apq_optuna.errors import CostTableError, MissingCostError
-from apq_optuna.hardware.costs import Cost, Key, Measurement, Report, layer_name
+from apq_optuna.hardware.costs import (
+    Cost,
+    Key,
+    Measurement,
+    Report,
+    layer_name,
+    whole_number,
+)
 from apq_optuna.hardware.devices.device import Device
 from apq_optuna.hardware.entries import fixed_widths, needed_entries
 from apq_optuna.hardware.files.rows import UNREADABLE, fault
@@ -46,6 +53,9 @@ def build_table(
     report: Report | None = None,
 ) -> CostTable:
     """See `Device.table`."""
+    for width in device.bits:
+        whole_number("bits", width)
+    whole_number("rounds", device.rounds)
     _check_widths(device, space)
     needed = needed_entries(space, device.bits)
     runs = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apq_optuna.errors import CostTableError, MissingCostError
-from apq_optuna.hardware.costs import METRIC_NAMES, Cost, Key, layer_name
+from apq_optuna.hardware.costs import METRIC_NAMES, Cost, Key, layer_name, whole_number
 from apq_optuna.hardware.files.formats import read_table, write_table
 from apq_optuna.hardware.files.rows import Contents, fault
 from apq_optuna.hardware.tables.compiled import CompiledCosts
@@ -32,6 +32,7 @@ class CostTable:
         overhead: What every network costs beside its layers: ms, and mJ where there is energy.
 
     Raises:
+        InvalidArgumentError: Widths that are no whole numbers.
         CostTableError: No entries, a negative or non-finite cost, or energy for some entries only.
     """
 
@@ -65,15 +66,15 @@ class CostTable:
                 f"the cost table of {device!r} has energies for some entries only; "
                 f"{layer_name(*lacking)} has none"
             )
-        # plain floats, whatever a device answers with: files and digests depend on their text
+        # plain numbers, whatever a device answers with: files and digests depend on their text
         self.entries: dict[Key, Cost] = {
-            key: (float(ms), None if mj is None else float(mj))
+            _key(*key): (float(ms), None if mj is None else float(mj))
             for key, (ms, mj) in entries.items()
         }
         self.device = device
         self.provenance = dict(json.loads(json.dumps(dict(provenance or {}), default=str)))
         self.partial = partial
-        self.spreads = {key: float(spread) for key, spread in (spreads or {}).items()}
+        self.spreads = {_key(*key): float(spread) for key, spread in (spreads or {}).items()}
         self.overhead: tuple[float, ...] = tuple(float(value) for value in overhead)
         self.metric_names: tuple[str, ...] = METRIC_NAMES if with_energy else METRIC_NAMES[:1]
 
@@ -92,10 +93,11 @@ class CostTable:
         """(latency in ms, energy in mJ or None).
 
         Raises:
+            InvalidArgumentError: Widths that are no whole numbers.
             MissingCostError: The table has no such entry.
         """
         try:
-            return self.entries[layer, w_bits, a_bits]
+            return self.entries[_key(layer, w_bits, a_bits)]
         except KeyError:
             raise MissingCostError(
                 f"the cost table of {self.device!r} has no {layer_name(layer, w_bits, a_bits)}"
@@ -107,6 +109,7 @@ class CostTable:
         Fixed layers that a partial table does not count are left out.
 
         Raises:
+            InvalidArgumentError: Widths that are no whole numbers.
             MissingCostError: A searched layer, or a fixed one of a complete table, is missing.
         """
         total = list(self.overhead)
@@ -121,7 +124,7 @@ class CostTable:
     def _uncounted(self, placed: PlacedLayer) -> bool:
         return (
             not placed.searched
-            and (placed.layer, placed.w_bits, placed.a_bits) not in self.entries
+            and _key(placed.layer, placed.w_bits, placed.a_bits) not in self.entries
         )
 
     def corrected(self, correction: Correction) -> CostTable:
@@ -181,3 +184,8 @@ class CostTable:
             spreads=contents.spreads,
             overhead=contents.overhead,
         )
+
+
+def _key(layer: ConvLayer, w_bits: int, a_bits: int) -> Key:
+    """An entry's key, its widths as Python's integers: 8.0 and True would find others' entries."""
+    return layer, whole_number("w_bits", w_bits), whole_number("a_bits", a_bits)
