@@ -200,7 +200,8 @@ def main() -> None:
                 "storage": arguments.storage, "proxy": arguments.grpc,
                 "workers": arguments.workers, "killed": arguments.kill,
                 "restarts": arguments.restarts, "running at a restart": in_flight,
-                "failed workers": sum(p.exitcode not in (0, -9) for p in processes), "completed": len(complete), "distinct": len(rows),
+                "failed workers": sum(p.exitcode not in (0, -9) for p in processes),
+                "completed": len(complete), "distinct": len(rows),
                 "over the budget": sum(t.values[1] > LIMIT_MS for t in complete),
                 "lost": lost, "seconds": round(seconds, 1),
             }

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.errors import SpaceError
+from apq_optuna.networks.layers import as_whole
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -50,6 +51,16 @@ class Decision:
     log: bool = False
     step: float | None = None
     grid: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantization and any(type(width) is not int for width in self.choices):
+            try:
+                widths = tuple(as_whole(width) for width in self.choices)
+            except TypeError:
+                raise SpaceError(
+                    f"{self.name} has widths {list(self.choices)}: not all are whole numbers"
+                ) from None
+            object.__setattr__(self, "choices", widths)
 
     @property
     def quantization(self) -> bool:

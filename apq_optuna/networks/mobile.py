@@ -16,7 +16,7 @@ from apq_optuna.errors import SpaceError
 from apq_optuna.networks.blocks import Block, StageSpec
 from apq_optuna.networks.decisions import Decision
 from apq_optuna.networks.family import Extent, Genotypes, Needs, Site, Step, Subnet, Width
-from apq_optuna.networks.layers import FLOAT_BITS, ConvLayer, PlacedLayer
+from apq_optuna.networks.layers import FLOAT_BITS, ConvLayer, PlacedLayer, as_whole
 
 FIXED_BITS = 8
 """Bit-width of the stem, the first block, the last convolution and the classifier."""
@@ -56,6 +56,11 @@ class MobileFamily:
     def __post_init__(self) -> None:
         for name in ("bits", "stages"):  # a list would do, but not as a key
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        whole = ("in_channels", "num_classes", "image_size", "first_channels", "last_channels")
+        for name in whole:
+            object.__setattr__(self, name, whole_or_refused(name, getattr(self, name)))
+        widths = tuple(whole_or_refused("bits", width) for width in self.bits)
+        object.__setattr__(self, "bits", widths)
         if self.num_classes < 2:
             raise SpaceError(f"num_classes={self.num_classes}: a classifier needs at least 2")
         if self.image_size < 4:
@@ -244,6 +249,7 @@ class MobileSubnet(Subnet):
 
     def with_bits(self, bits: int) -> MobileSubnet:
         """The same architecture with one bit-width for every searched layer."""
+        bits = whole_or_refused("bits", bits)
         blocks = tuple(
             replace(b, pw_w_bits=bits, pw_a_bits=bits, dw_w_bits=bits, dw_a_bits=bits)
             for b in self.blocks
@@ -339,3 +345,15 @@ def _sites(family: MobileFamily) -> tuple[Site, ...]:
             ),
         ]  # fmt: skip
     return (*found, *(Site.fixed(placed) for placed in tail_layers(family)))
+
+
+def whole_or_refused(name: str, value: Any) -> int:
+    """A whole number of any kind as Python's: it goes into hashes, caches and files.
+
+    Raises:
+        SpaceError: It is none.
+    """
+    try:
+        return as_whole(value)
+    except TypeError:
+        raise SpaceError(f"{name}={value!r}: not a whole number") from None

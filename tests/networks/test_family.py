@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,3 +171,23 @@ def test_a_family_without_a_module_says_so() -> None:
 
     with pytest.raises(SpaceError, match="Bare: no module is known"):
         apq.supernet.module_of(Bare())
+
+
+@pytest.mark.parametrize(
+    "bits", [[4, 8], np.array([4, 8]), (np.int8(4), np.uint64(8)), (np.array(4), 8)]
+)
+def test_bits_of_any_kind_of_integer_are_the_same_space(bits: Any) -> None:
+    space = apq.SearchSpace.preset("digits", bits=bits)
+    assert space.hash == apq.SearchSpace.preset("digits", bits=(4, 8)).hash
+    assert {type(width) for width in space.bits} == {int}
+    json.dumps(space.to_dict())
+    network = space.decode(space.extreme(largest=True)[0]).with_bits(np.int64(4))  # type: ignore[arg-type]
+    assert network.identity == space.decode(space.extreme(largest=True, bits=4)[0]).identity
+
+
+@pytest.mark.parametrize("bits", [(2.5, 8), (4.0, 8), (True, 8), ("4", "8"), (4, None)])
+def test_bits_that_are_no_whole_numbers_are_an_error(bits: Any) -> None:
+    with pytest.raises(SpaceError, match="not a whole number"):
+        apq.SearchSpace.preset("digits", bits=bits)
+    with pytest.raises(SpaceError, match="not all are whole numbers"):
+        Decision("layer.bits", bits, "bits")
