@@ -127,7 +127,7 @@ def main() -> None:
                 "largest and smallest": re.findall(r"largest ([\d.]+), smallest ([\d.]+)", said)[
                     0
                 ],
-                "test": re.findall(r"test[^\n]*?(0\.\d+)", said)[-1:],
+                "test": re.findall(r", test ([\d.]+)\n", said)[-1],
             }
     print(json.dumps(found, indent=1))
 

@@ -62,11 +62,15 @@ def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) 
     if not name:
         raise InvalidArgumentError("--data is needed: digits, cifar10 or folder:PATH")
     started = time.perf_counter()
+    if not name.startswith("folder:"):  # other data sets are as they are
+        info = {"augment": info.get("augment")}
     with _warnings_said():
         data = load_data(
             name,
             image_size=arguments.image_size or info.get("image_size"),
-            grayscale=arguments.grayscale,
+            grayscale=info.get("grayscale")
+            if arguments.grayscale is None
+            else arguments.grayscale,
             fit=arguments.fit or info.get("fit", "crop"),
             skip_broken=arguments.skip_broken or info.get("skip_broken", False),
             augment=getattr(arguments, "augment", None) or info.get("augment"),
@@ -106,9 +110,8 @@ def _warnings_said() -> Iterator[None]:
 def supernet_images(arguments: Any, supernet: OnceForAllNet) -> ImageData:
     """The images a supernet was trained on, loaded as they were then."""
     channels, size, _ = supernet.space.networks.input_shape
-    if arguments.grayscale is None:
-        arguments.grayscale = channels == 1
-    return load_images(arguments, {**supernet.data_info, "image_size": size})
+    shape = {"image_size": size, "grayscale": channels == 1}
+    return load_images(arguments, {**supernet.data_info, **shape})
 
 
 def storage_url(arguments: Any) -> str:

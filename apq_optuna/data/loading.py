@@ -65,7 +65,8 @@ def load_data(
             `shift+flip` for the others. Digits, text and signs are wrong when mirrored.
 
     Raises:
-        InvalidArgumentError: Unknown name, fit or augmentation.
+        InvalidArgumentError: Unknown name, fit or augmentation, or what only a folder can be
+            given for another data set.
         DataError: No images, fewer than two classes, a folder in no known layout, or files that
             cannot be read; names them.
     """
@@ -88,10 +89,28 @@ def load_data(
             f"data={name!r} is unknown; use 'digits', 'cifar10' or 'folder:PATH' (one folder a "
             "class)"
         )
+    if not name.startswith("folder:"):
+        _refuse_for_folders(data, image_size, grayscale, fit, skip_broken)
     if augment is None:
         return data
     padding = 0 if augment == "none" else data.crop_padding
     return replace(data, crop_padding=padding, flip=augment == "shift+flip")
+
+
+def _refuse_for_folders(
+    data: ImageData, image_size: int | None, grayscale: bool | None, fit: str, skip_broken: bool
+) -> None:
+    """Refuses what a data set of one form cannot be given as."""
+    gray = data.channels == 1
+    for what, given, fixed in (
+        ("image_size", image_size, data.image_size), ("grayscale", grayscale, gray),
+        ("fit", fit, "crop"), ("skip_broken", skip_broken, False),
+    ):  # fmt: skip
+        if given not in (None, fixed):
+            raise InvalidArgumentError(
+                f"{what}={given!r} is for folders of images; data={data.name!r} is "
+                f"{data.image_size}x{data.image_size} and {'gray' if gray else 'in colour'}"
+            )
 
 
 def _expanded(name: str, path: str) -> Path:

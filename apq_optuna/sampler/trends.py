@@ -12,7 +12,7 @@ worth here, and in which direction, the study's own trials tell:
 
     b = argmin |f - m b|^2 + SHRINKAGE |b - b_0|^2,  f the deviations from the first part
 
-b_0 is as much as would explain the spread of f, shared among the k (of one that knows a part of the
+b_0 is as much as would explain the spread of f, shared among the k (for one that knows part of the
 parameters, that part of the variance); 0 beside a first part, which explains most of it.
 """
 

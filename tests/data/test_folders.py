@@ -496,3 +496,12 @@ def test_a_study_is_of_one_augmentation(
     usual.check_study(study)
     with pytest.raises(apq.errors.StudyMismatchError, match="augmentation 'shift', now 'none'"):
         objective("none").check_study(study)
+
+
+@pytest.mark.parametrize(
+    "given", [{"image_size": 16}, {"grayscale": False}, {"fit": "pad"}, {"skip_broken": True}]
+)
+def test_what_is_for_folders_is_refused_for_digits(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{next(iter(given))}=.* is for folders"):
+        load_data("digits", **given)
+    assert load_data("digits", image_size=8, grayscale=True).image_size == 8

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,15 @@ def test_a_device_without_a_width_of_the_space_says_so() -> None:
 def test_a_killed_build_loses_nothing_it_had_written(tmp_path: Path) -> None:
     """A real process, killed in the middle, on the real CPU."""
     out = tmp_path / "cpu.json"
-    command = [sys.executable, "-m", "apq_optuna.cli", "hardware", "build", "--device", "cpu",
+    # without waiting for quiet moments: beside other tests none comes
+    script = """
+import sys
+from apq_optuna.cli import main
+from apq_optuna.hardware.devices import cpu
+cpu.WAITS_S = ()
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", script, "hardware", "build", "--device", "cpu",
                "--preset", "digits", "--set", "rounds=2", "--set", "repeats=3",
                "--out", str(out), "--networks", "2"]  # fmt: skip
     journal = Path(f"{out}.journal")
@@ -343,6 +352,7 @@ def test_a_killed_build_loses_nothing_it_had_written(tmp_path: Path) -> None:
             if journal.exists() and len(journal.read_bytes().splitlines()) > 5:
                 killed.kill()
                 break
+            time.sleep(0.01)
     before = journal.read_bytes().rpartition(b"\n")[0]
     assert len(before.splitlines()) > 5 and not out.exists()
     header, line, *others = before.decode().splitlines()

@@ -58,29 +58,43 @@ def check(trials: list[optuna.trial.FrozenTrial], completed: int) -> None:
     assert max(trial.values[1] for trial in good) <= LIMIT
 
 
-@pytest.fixture
-def grpc_proxy(tmp_path: Path) -> Iterator[str]:
+class Proxy:
     """Optuna's storage proxy, served by a process of its own from a SQLite file."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    script = textwrap.dedent(f"""
-        import optuna, apq_optuna as apq
-        storage = apq.open_storage("sqlite:///{tmp_path}/apq.db")
-        optuna.storages.run_grpc_proxy_server(storage, host="localhost", port={port})
-    """)
-    server = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    try:
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            self.port = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        script = textwrap.dedent(f"""
+            import optuna, apq_optuna as apq
+            storage = apq.open_storage("sqlite:///{self.folder}/apq.db")
+            storage = optuna.storages.get_storage(storage)  # with its cache
+            optuna.storages.run_grpc_proxy_server(storage, host="localhost", port={self.port})
+        """)
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
+        )
         for _ in range(300):
             with socket.socket() as probe:
-                if probe.connect_ex(("localhost", port)) == 0:
-                    break
-            assert server.poll() is None, server.communicate()[1]
+                if probe.connect_ex(("localhost", self.port)) == 0:
+                    return
+            assert self.server.poll() is None, self.server.communicate()[1]
             time.sleep(0.1)
-        yield f"grpc:{port}"
-    finally:
-        server.kill()
-        server.communicate()
+
+    def stop(self) -> None:
+        self.server.kill()
+        self.server.communicate()
+
+
+@pytest.fixture
+def grpc_proxy(tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path)
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture
@@ -89,8 +103,8 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> str:
         base: str = request.getfixturevalue("postgresql")
         return fresh_database(base)
     if kind == "grpc":
-        proxy: str = request.getfixturevalue("grpc_proxy")
-        return proxy
+        proxy: Proxy = request.getfixturevalue("grpc_proxy")
+        return f"grpc:{proxy.port}"
     return f"journal:{tmp_path}/j.log" if kind == "journal" else f"sqlite:///{tmp_path}/apq.db"
 
 
@@ -128,3 +142,18 @@ def test_a_killed_worker_costs_its_own_trial_only(url_of: str) -> None:
     assert len(trials) - done <= 1
     assert done >= 10
     check(trials, done)
+
+
+def test_a_service_that_comes_and_goes_costs_what_was_in_flight(grpc_proxy: Proxy) -> None:
+    study = create(f"grpc:{grpc_proxy.port}")
+    workers = start(f"grpc:{grpc_proxy.port}", 2, 5, wait=0.2)
+    while sum(t.state == TrialState.COMPLETE for t in study.trials) < 3:
+        assert all(process.poll() is None for process in workers)
+        time.sleep(0.05)
+    grpc_proxy.stop()
+    time.sleep(0.5)
+    grpc_proxy.start()
+    finish(workers)
+    trials = opened(f"sqlite:///{grpc_proxy.folder}/apq.db").get_all_trials(study._study_id)
+    check(trials, 10)
+    assert len(trials) <= 12  # a worker's own trial at most, left running

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import optuna
 import torch
+from optuna.trial import TrialState
 
 import apq_optuna as apq
 
@@ -43,8 +44,29 @@ def main(url: str, trials: int, wait: float, seed: int) -> None:
     sampler = apq.APQSampler(
         space, costs=costs, budgets={"latency_ms": LIMIT}, n_startup_trials=6, seed=seed
     )
-    study = optuna.load_study(study_name="s", storage=opened(url), sampler=sampler)
-    study.optimize(measure, n_trials=trials)
+    done = 0
+
+    def count(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        nonlocal done
+        done += trial.state == TrialState.COMPLETE
+
+    while done < trials:
+        try:
+            study = optuna.load_study(study_name="s", storage=opened(url), sampler=sampler)
+            study.optimize(measure, n_trials=trials - done, callbacks=[count])
+        except Exception as error:
+            if not url.startswith("grpc:") or not is_away(error):
+                raise
+            time.sleep(0.2)
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error says that the proxy cannot be reached."""
+    import grpc
+
+    while error is not None and not isinstance(error, grpc.RpcError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":
