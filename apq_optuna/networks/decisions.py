@@ -169,4 +169,6 @@ def _unit(value: float, low: float, high: float, log: bool) -> float:
         return 0.0
     if log:
         return float((np.log(value) - np.log(low)) / (np.log(high) - np.log(low)))
-    return (value / 2 - low / 2) / (high / 2 - low / 2)  # halves: the range itself may be infinite
+    if np.isfinite(high - low):
+        return (value - low) / (high - low)
+    return (value / 2 - low / 2) / (high / 2 - low / 2)

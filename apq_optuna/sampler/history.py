@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,17 @@ class Snapshot:
 
     @property
     def violation(self) -> NDArray[np.float64]:
-        """Sum of each completed trial's constraint values above 0, `(n,)`."""
+        """Sum of each completed trial's constraint values above 0, `(n,)`.
+
+        Where others have such, a trial without any is as bad as can be, as it is to Optuna.
+        """
         total = np.zeros(len(self.genotypes))
+        if not self.constraints:
+            return total
         for values in self.constraints.values():
             total += np.maximum(np.nan_to_num(values, nan=0.0, posinf=np.inf), 0.0)
-        return total
+        untold = np.isnan(np.column_stack(list(self.constraints.values()))).all(axis=1)
+        return np.where(untold, np.inf, total)
 
     @property
     def feasible(self) -> NDArray[np.bool_]:
@@ -140,7 +147,9 @@ class History:
             age = (type(started).now(started.tzinfo) - started).total_seconds()
             if age > STALE_SECONDS:
                 return None
-        return self._claim_of(trial)
+        row = self._claim_of(trial)
+        # one whose parameters were all prescribed was never proposed
+        return self._row(trial) if row is None and trial.params else row
 
     def _claim_of(self, trial: FrozenTrial) -> Genotypes | None:
         return claimed_row(trial, self.space)
@@ -160,16 +169,32 @@ def spread_factor(snapshot: Snapshot, objective: int) -> float:
 
 
 def claim_of(space: SearchSpace, row: Genotypes) -> dict[str, object]:
-    """What a trial's attribute says of the genotype that its worker is about to try."""
-    return {"space": space.hash, "row": row.tolist()}
+    """What a trial's attribute says of the genotype that its worker is about to try.
+
+    In a plain space also the values: it may be inferred, and another when the next worker asks.
+    """
+    claim: dict[str, object] = {"space": space.hash, "row": row.tolist()}
+    if space.family is None:
+        plain = (bool, int, float, str, type(None))
+        values = space.to_params(row)
+        claim["params"] = {name: v for name, v in values.items() if isinstance(v, plain)}
+    return claim
 
 
 def claimed_row(trial: FrozenTrial, space: SearchSpace) -> Genotypes | None:
-    """The genotype a trial claims in this space; None where it claims none, or one of another."""
+    """The genotype a trial claims in this space; None where it claims none that fits."""
     claim = trial_attribute(trial, "claim")
-    if isinstance(claim, dict) and claim.get("space") == space.hash:
+    if not isinstance(claim, dict):
+        return None
+    if claim.get("space") == space.hash:
         return np.array(claim["row"], np.int32)
-    return None
+    params = claim.get("params") or {}
+    if space.family is not None or not params.keys() & space.column.keys():
+        return None
+    try:
+        return space.from_params(params, fill=True)
+    except (SpaceError, TypeError):
+        return None
 
 
 def claims(trial: FrozenTrial) -> bool:
@@ -216,14 +241,17 @@ def widest(one: BaseDistribution, other: BaseDistribution) -> BaseDistribution |
         low, high = min(one.low, other.low), max(one.high, other.high)
         if one.log != other.log:
             return None
-        alike = one.step == other.step and one.low == other.low
-        return FloatDistribution(low, high, log=one.log, step=one.step if alike else None)
+        step = one.step if one.step == other.step else None
+        if step is not None:
+            apart = (one.low - other.low) / step
+            step = step if abs(apart - round(apart)) < 1e-9 else None
+        return FloatDistribution(low, high, log=one.log, step=step)
     if isinstance(one, IntDistribution) and isinstance(other, IntDistribution):
         low, high = min(one.low, other.low), max(one.high, other.high)
         if one.log != other.log:
             return None
-        alike = one.step == other.step and one.low == other.low
-        return IntDistribution(low, high, log=one.log, step=one.step if alike else 1)
+        step = math.gcd(one.step, other.step, one.low - other.low)
+        return IntDistribution(low, high, log=one.log, step=step)
     return None
 
 

@@ -56,7 +56,11 @@ class KnownObjectives:
         if not values:
             return self
         mine = copy.copy(self)
-        mine.constants = self.constants | dict(values)
+        kinds = {d.name: {"float": float, "int": int}.get(d.role) for d in self.space.decisions}
+        mine.constants = self.constants | {
+            name: kind(value) if (kind := kinds.get(name)) else value
+            for name, value in values.items()
+        }
         mine.given_names = tuple(values)
         return mine
 
@@ -66,6 +70,7 @@ class KnownObjectives:
         Args:
             genotypes: The rows.
             inner: Positions in the cells of ranges, `(n, D)` in [0, 1]; by default the middle.
+                What is no number there, as at the end of a range, is infinite.
 
         Raises:
             InvalidArgumentError: A function raises, or returns another shape, or NaN.
@@ -87,7 +92,7 @@ class KnownObjectives:
             for name, value in self.constants.items():
                 params[name] = np.repeat(_array([value]), len(genotypes))
             for index, function in self.functions.items():
-                value = self._value(index, function, params)
+                value = self._value(index, function, params, edge=inner is not None)
                 if value.shape != (len(genotypes),):
                     raise InvalidArgumentError(
                         f"known[{self.names[index]!r}] returned shape {value.shape} for "
@@ -99,11 +104,19 @@ class KnownObjectives:
         return np.concatenate(parts, axis=1) if parts else np.zeros((len(genotypes), 0))
 
     def _value(
-        self, index: int, function: KnownFunction, params: Mapping[str, NDArray[np.generic]]
+        self,
+        index: int,
+        function: KnownFunction,
+        params: Mapping[str, NDArray[np.generic]],
+        *,
+        edge: bool,
     ) -> Floats:
         try:
-            return np.asarray(function(params), float)
+            value = np.asarray(function(params), float)
+            return np.where(np.isnan(value), np.inf, value) if edge else value
         except Exception as error:
+            if edge:  # it takes the middles of these cells, or has said that it does not
+                return np.full(len(next(iter(params.values()))), np.inf)
             raise InvalidArgumentError(
                 f"known[{self.names[index]!r}] raised {type(error).__name__}: {error}; it is "
                 f"given arrays of {sorted(params)[:5]}, to return one value for each element"

@@ -34,8 +34,9 @@ CORNERS = 16
 NARROWING = 64
 """Values tried inside a cell: from anywhere in it towards the one that is within the budgets."""
 
-POINTS, ROUNDS = 256, 80
-"""Of the search for values where no corner of a cell is within the budgets."""
+POINTS, ROUNDS, SPREADING = 256, 80, 4
+"""Of the search for values where no corner of a cell is within the budgets, and how often what it
+found is then spread over the other parameters."""
 
 
 class Limits:
@@ -63,6 +64,11 @@ class Limits:
         corners[0], corners[1] = 0, 1
         self._corners = corners.astype(float)
         self._found: dict[bytes, Floats] = {}
+
+    def begin(self, known: KnownObjectives) -> None:
+        """Turns to another trial: what is known once its own parameters are prescribed."""
+        self.known = known
+        self._found = {}
 
     def violation(self, rows: Genotypes) -> Floats:
         """By how much candidates break the budgets or lack a cost, `(n,)`; 0 is feasible.
@@ -118,14 +124,20 @@ class Limits:
 
     def _base(self, row: Genotypes) -> Floats:
         """The position of a cell that breaks the budgets least."""
-        found = self._found.get(row.tobytes())
-        if found is not None:
-            return found
         middle = np.full((1, len(row)), 0.5)
-        positions = np.concatenate([middle, self._corners])
+        found = self._found.get(row.tobytes(), middle[0])[None]
+        positions = np.concatenate([middle, found, self._corners])
         return np.asarray(
             positions[self._at(np.tile(row, (len(positions), 1)), positions).argmin()]
         )
+
+    def inner(self, rows: Genotypes) -> Floats:
+        """Where in their cells rows `(n, D)` were found to be within the budgets, `(n, D)`.
+
+        The middle where that was not looked for.
+        """
+        middle = np.full(rows.shape[1], 0.5)
+        return np.array([self._found.get(row.tobytes(), middle) for row in rows])
 
     def _search_inside(self, constrain: Constrain, rng: np.random.Generator) -> Genotypes:
         """Rows that have a value within the budgets somewhere in their cells; maybe none.
@@ -152,7 +164,13 @@ class Limits:
             children = np.clip(parents + step, 0.0, 1.0 - 1e-12)
             points = np.concatenate([points, children])
             scores = np.concatenate([scores, self._at(*split(children))])
-        rows, inner = split(points[scores <= 0])
+        points = points[scores <= 0]
+        for _ in range(SPREADING if len(points) else 0):  # what the budgets do not touch is free
+            parents = points[rng.integers(len(points), size=POINTS)]
+            redrawn = rng.random(parents.shape) < 0.5
+            children = np.where(redrawn, rng.random(parents.shape), parents)
+            points = np.concatenate([points, children[self._at(*split(children)) <= 0]])
+        rows, inner = split(points)
         self._found = {row.tobytes(): place for row, place in zip(rows, inner, strict=True)}
         return np.unique(rows, axis=0)
 
@@ -189,7 +207,8 @@ class Limits:
         if self._inside and len(found := self._search_inside(constrain, rng)):
             return found
         probe = np.stack([np.zeros_like(space.sizes), space.sizes - 1]).astype(np.int32)
-        held = (constrain(probe) != probe).any() or bool(self.known.given_names)
+        others = set(self.known.given_names) - space.column.keys()
+        held = (constrain(probe) != probe).any() or bool(others and self.known.functions)
         if held and scores.max() > -UNKNOWN_COST:  # the trial's own parameters break the budget
             warnings.warn(
                 f"budgets={dict(self.budgets)}: the parameters that this trial fixes allow no "

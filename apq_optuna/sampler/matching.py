@@ -11,6 +11,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.logging import get_logger
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
@@ -20,6 +21,8 @@ from apq_optuna.hardware import CompiledCosts
 from apq_optuna.networks import Genotypes
 from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.space import SearchSpace
+
+_logger = get_logger("apq_optuna.sampler")
 
 
 def match_costs(
@@ -115,7 +118,12 @@ def match_budgets(
             name = metrics[known.index.index(index)]
         if name is not None:
             limits[name] = min(limit, limits.get(name, limit))
-        elif space is None or joined(study, space):
+        elif space is not None and not joined(study, space):
+            _logger.warning(
+                "budgets: %r is not a known objective of study %r, and is not kept there",
+                metric, study.study_name,
+            )  # fmt: skip
+        else:
             there = [*metrics, *(names[i] if study.metric_names else i for i in known.functions)]
             raise StudyMismatchError(
                 f"budgets: {metric!r} is not a known objective of this study; known are {there} "

@@ -36,6 +36,10 @@ from apq_optuna.search.evolution import Variation
 from apq_optuna.space import SearchSpace
 
 Floats = NDArray[np.floating]
+Score = Callable[[Genotypes], Floats]
+Gain = Callable[[Genotypes, Floats | None], Floats]
+"""Of rows, and of positions inside their cells where not the middles are meant."""
+
 Taken = Callable[[Genotypes], NDArray[np.bool_]]
 
 STARTUP = 10
@@ -108,7 +112,8 @@ class Proposer:
     def begin(self, rng: np.random.Generator, given: Mapping[str, object]) -> None:
         """Turns to another trial: its randomness, and what it prescribes by parameter name."""
         self.rng = rng
-        self.known = self.limits.known = self._known.given(given)
+        self.known = self._known.given(given)
+        self.limits.begin(self.known)
         # what a trial prescribes holds for it alone, unless it is no decision of the space
         others = {name: value for name, value in given.items() if name not in self.space.column}
         self._of_others = self._known.given(others)
@@ -148,7 +153,7 @@ class Proposer:
         taken = self.taken(snapshot)
         if len(snapshot.genotypes) < self.n_startup:
             return self.fill(snapshot, constrain, taken), None
-        score, predict = self._acquisition(snapshot, taken)
+        score, gain, predict = self._acquisition(snapshot, taken)
         initial = self._start_population(snapshot)
         result = evolve(
             self.space,
@@ -161,7 +166,8 @@ class Proposer:
         self.population = result.genotypes
         good = result.scores > INFEASIBLE / 2
         if not good.any():
-            return self.fill(snapshot, constrain, taken), predict
+            rows = self.fill(snapshot, constrain, taken)
+            return rows[np.argsort(-gain(rows, self.limits.inner(rows)), kind="stable")], predict
         return result.genotypes[good], predict
 
     def _runnable(
@@ -210,8 +216,8 @@ class Proposer:
 
     def _acquisition(
         self, snapshot: Snapshot, taken: Taken
-    ) -> tuple[Callable[[Genotypes], Floats], Callable[[Genotypes], tuple[Floats, Floats]]]:
-        """The score to maximise, and mean and spread of the first predicted objective."""
+    ) -> tuple[Score, Gain, Callable[[Genotypes], tuple[Floats, Floats]]]:
+        """The score to maximise, what it is without limits, and what predicts mean and spread."""
         surrogates = [
             surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
             for surrogate, i in zip(self.surrogates, self.predicted, strict=True)
@@ -244,23 +250,25 @@ class Proposer:
         constraints = self._constraints.refresh(snapshot)
         lacking = not snapshot.feasible.any() and len(snapshot.genotypes) > 0
 
-        def score(candidates: Genotypes) -> Floats:
+        def gain(candidates: Genotypes, inner: Floats | None = None) -> Floats:
             if lacking or improvement is None:  # first of all what breaks no constraint
-                result = constraints.decrease(candidates)
-            else:
-                result = improvement(candidates)
-                if snapshot.constraints:
-                    chance = constraints.probability(candidates)
-                    result = np.where(result > NO_GAIN, result * chance, result)
+                return constraints.decrease(candidates)
+            result = improvement(candidates, inner)
+            if snapshot.constraints:
+                chance = constraints.probability(candidates)
+                result = np.where(result > NO_GAIN, result * chance, result)
+            return result
+
+        def score(candidates: Genotypes) -> Floats:
             violation = self.limits.violation(candidates)
-            result = np.where(violation > 0, INFEASIBLE - violation, result)
+            result = np.where(violation > 0, INFEASIBLE - violation, gain(candidates))
             return np.where(taken(candidates), 2 * INFEASIBLE, result)
 
         def first(candidates: Genotypes) -> tuple[Floats, Floats]:
             mean, std = predict(candidates)
             return mean[:, 0], std[:, 0]
 
-        return score, first
+        return score, gain, first
 
     def spread_factor(self, snapshot: Snapshot) -> float:
         """`spread_factor` of the predicted objective; 1 where there are several."""
@@ -270,7 +278,7 @@ class Proposer:
         self,
         believed: Floats,
         predict: Callable[[Genotypes], tuple[Floats, Floats]],
-    ) -> Callable[[Genotypes], Floats]:
+    ) -> Gain:
         """Expected hypervolume improvement: exact with one predicted objective, else sampled."""
         known, signs, index = self.known, self.signs, self.known.index
         reference = self._reference_point(believed)  # oriented
@@ -285,10 +293,10 @@ class Proposer:
             )
             scale = float(np.prod(np.abs(reference[index]))) or 1.0
 
-            def closed(rows: Genotypes) -> Floats:
+            def closed(rows: Genotypes, inner: Floats | None = None) -> Floats:
                 mean, std = predict(rows)
                 good = -signs[target] * mean[:, 0]
-                gain = exact(good, std[:, 0], known(rows) * signs[index]) / scale
+                gain = exact(good, std[:, 0], known(rows, inner) * signs[index]) / scale
                 if index:
                     return gain
                 # expected improvement underflows far from the best; the search must still see
@@ -299,13 +307,13 @@ class Proposer:
         spread = np.maximum(reference - values.min(axis=0), 1e-12)
         sampled = SampledEHVI(values / spread, reference / spread, self.rng)
 
-        def estimate(rows: Genotypes) -> Floats:
+        def estimate(rows: Genotypes, inner: Floats | None = None) -> Floats:
             mean = np.zeros((len(rows), len(signs)))
             std = np.zeros_like(mean)
             mean[:, self.predicted], std[:, self.predicted] = predict(rows)
             if not index:
                 return sampled(mean * signs / spread, std / spread)
-            costs = known(rows)
+            costs = known(rows, inner)
             finite = np.isfinite(costs)
             mean[:, index] = np.where(finite, costs, 0.0)
             # what costs infinitely much gains nothing, and less than whatever lacks a little

@@ -33,7 +33,7 @@ from apq_optuna.sampler.arguments import (
     metric_key,
     numbers,
 )
-from apq_optuna.sampler.history import ParameterUnion, claim_of, claimed_row, claims
+from apq_optuna.sampler.history import ParameterUnion, Snapshot, claim_of, claimed_row, claims
 from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.sampler.matching import (
     constants_of,
@@ -141,7 +141,7 @@ class APQSampler(BaseSampler):
         self._lock = threading.RLock()
         self._proposers: dict[Any, Proposer] = {}
         self._unions: dict[Any, ParameterUnion] = {}
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         transient = ("_lock", "_proposers", "_unions", "_warned")
@@ -150,7 +150,10 @@ class APQSampler(BaseSampler):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # what was pickled before there were such things has none
         self._constraints_func, self._own_independent = None, False
-        self._entropy = np.random.SeedSequence().entropy
+        former = state.pop("_rng", None)
+        self._entropy = (
+            np.random.SeedSequence().entropy if former is None else int(former.integers(1 << 62))
+        )
         self.__dict__.update(state)
         self._reset()
 
@@ -185,10 +188,10 @@ class APQSampler(BaseSampler):
         with self._lock:
             if (
                 self._warn_independent_sampling
-                and param_name not in self._warned
+                and (study.study_name, param_name) not in self._warned
                 and self._should_know(whole_study(study), trial, param_name)
             ):
-                self._warned.add(param_name)
+                self._warned.add((study.study_name, param_name))
                 _logger.warning(
                     "trial %d: %s was sampled by %s, not jointly: its distribution there is not "
                     "the search space's (told once; warn_independent_sampling=False silences it)",
@@ -336,25 +339,29 @@ class APQSampler(BaseSampler):
         the running trials are read again, and whoever sees another claim of it moves on: at least
         the later of two does, and both if they wrote at the same time.
         """
-        for row in ranked[:CLAIM_TRIES]:
-            if self._take(study, trial, proposer, row):
+        for _ in range(CLAIM_TRIES):
+            row = ranked[0]
+            latest = self._take(study, trial, proposer, row)
+            if latest is None:
                 return np.asarray(row)
-        # every good one is taken by now: anything untried, or, if nothing is, the best again
-        latest = proposer.history.read(study, but=trial.number)
-        rest = proposer.fill(latest, constrain, proposer.taken(latest))
-        rest = rest if len(rest) else ranked[:1]
-        # workers that saw each other on every row start from different ones
-        for row in np.roll(rest, -trial.number, axis=0)[:CLAIM_TRIES]:
-            if self._take(study, trial, proposer, row):
-                break
+            # others were quicker: the best that none of them tells, or with what they try in mind
+            ranked = ranked[~proposer.taken(latest)(ranked)]
+            if not len(ranked):
+                ranked, _ = proposer.rank(latest, constrain)
+                if proposer.taken(latest)(ranked).all():
+                    break  # nothing else is left: the same once more
+                # workers that saw each other on every row start from different ones
+                ranked = np.roll(ranked, -trial.number, axis=0)
         return np.asarray(row)
 
     @staticmethod
-    def _take(study: Study, trial: FrozenTrial, proposer: Proposer, row: Genotypes) -> bool:
-        """Whether no other trial has the genotype, once this one's claim of it is written."""
+    def _take(
+        study: Study, trial: FrozenTrial, proposer: Proposer, row: Genotypes
+    ) -> Snapshot | None:
+        """Claims a genotype; what the study knows by now if another trial has taken it."""
         set_trial_attribute(study, trial, "claim", claim_of(proposer.space, row))
         latest = proposer.history.read(study, but=trial.number)
-        return not proposer.taken(latest)(row[None])[0]
+        return latest if proposer.taken(latest)(row[None])[0] else None
 
 
 @cache

@@ -101,7 +101,8 @@ class LearnedTrend:
         matrix = m.T @ m + SHRINKAGE * np.eye(m.shape[1])
         self.slopes = np.linalg.solve(matrix, m.T @ f + SHRINKAGE * guess)
         self.freedom = float(np.trace(np.linalg.solve(matrix, m.T @ m)))
-        self.residual = RESIDUAL * (squares / len(y)) ** 0.5
+        if squares > 0:
+            self.residual = RESIDUAL * (squares / len(y)) ** 0.5
 
     def _opinions(self, genotypes: Genotypes, fp32: Floats | None) -> Floats:
         return np.column_stack([opinion(genotypes, fp32) for opinion in self.opinions])

@@ -131,3 +131,69 @@ def test_a_claim_of_another_space_is_not_read() -> None:
 
     study.optimize(wide, n_trials=6)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) == 10
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 4])
+def test_who_is_late_takes_the_next_best_place_not_a_random_one(dimensions: int) -> None:
+    """Another worker claims the same peak between ranking and claiming."""
+    from optuna.distributions import FloatDistribution
+
+    from apq_optuna.sampler.sampler import APQSampler
+
+    names = [f"x{i}" for i in range(dimensions)]
+    space = apq.SearchSpace.from_distributions(dict.fromkeys(names, FloatDistribution(0, 1)))
+    study = optuna.create_study(sampler=apq.APQSampler(space, seed=0))
+
+    def value(trial: optuna.Trial) -> float:
+        return sum((trial.suggest_float(name, 0, 1) - 0.37) ** 2 for name in names)
+
+    study.optimize(value, n_trials=20)
+    other = study.ask()
+    tries = 0
+
+    class Late(APQSampler):
+        @staticmethod
+        def _take(study, trial, proposer, row):  # type: ignore[no-untyped-def]
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                APQSampler._take(study, other._cached_frozen_trial, proposer, row)
+            return APQSampler._take(study, trial, proposer, row)
+
+    study.sampler = Late(space, seed=0)
+    late = study.ask()
+    point = np.array([late.suggest_float(name, 0, 1) for name in names])
+    assert tries <= 6
+    if dimensions < 4:  # there 20 trials are few, and the next best is a corner
+        assert np.abs(point - 0.37).max() < 0.25
+
+
+def test_a_running_trial_that_was_prescribed_whole_is_seen() -> None:
+    from optuna.distributions import FloatDistribution
+
+    from apq_optuna.sampler.history import History
+
+    space = apq.SearchSpace.from_distributions(
+        {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    )
+    study = optuna.create_study(sampler=apq.APQSampler(space, seed=0))
+    study.enqueue_trial({"x": 0.37, "y": 0.61})
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+    assert len(History(space, strict=True).read(study).running) == 1
+
+
+def test_a_claim_is_seen_from_a_space_that_has_grown_since(url: str) -> None:
+    from optuna.distributions import FloatDistribution
+
+    from apq_optuna.sampler.history import claim_of, claimed_row
+
+    one = apq.SearchSpace.from_distributions({"x": FloatDistribution(0, 1)})
+    two = apq.SearchSpace.from_distributions(
+        {"x": FloatDistribution(0, 2), "y": FloatDistribution(0, 1)}
+    )
+    claim = claim_of(one, one.from_params({"x": 0.5}))
+    trial = optuna.trial.create_trial(value=0.0, system_attrs={"apq:claim": claim})
+    row = claimed_row(trial, two)
+    assert row is not None
+    assert abs(two.to_params(row)["x"] - 0.5) < 0.01

@@ -44,3 +44,29 @@ def test_with_nothing_feasible_violations_fall(kind: str) -> None:
     else:
         assert first > 0  # ten random trials met nothing
         assert last < 0.1 * first
+
+
+def test_a_trial_without_constraints_is_not_the_feasible_one() -> None:
+    """Optuna takes such a trial for infeasible; it must not end the search for a feasible one."""
+    from optuna.distributions import FloatDistribution
+    from optuna.trial import create_trial
+
+    study = optuna.create_study(
+        sampler=apq.APQSampler(seed=0, constraints_func=lambda t: t.user_attrs["c"])
+    )
+    names = [f"x{i}" for i in range(5)]
+    study.add_trial(
+        create_trial(
+            params=dict.fromkeys(names, 0.0),
+            distributions=dict.fromkeys(names, FloatDistribution(-5, 5)), value=-99.0,
+        )
+    )  # fmt: skip
+
+    def objective(trial: optuna.Trial) -> float:
+        x = np.array([trial.suggest_float(name, -5, 5) for name in names])
+        trial.set_user_attr("c", constraints(x, "several"))
+        return float((x**2).sum())
+
+    study.optimize(objective, n_trials=30)
+    violation = [np.maximum(trial.user_attrs["c"], 0).sum() for trial in study.trials[1:]]
+    assert min(violation[15:]) < 0.1 * min(violation[:9])

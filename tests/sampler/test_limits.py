@@ -202,3 +202,60 @@ def test_a_partially_fixed_sampler_tells_known_functions_what_it_fixes() -> None
     study.optimize(objective, n_trials=8)
     assert {trial.params["w"] for trial in study.trials} == {1234}
     assert max(trial.values[1] for trial in study.trials[1:]) <= 5e6
+
+
+def test_within_less_than_a_cell_the_objective_still_counts() -> None:
+    space: dict[str, BaseDistribution] = {"x": UNIT, "y": UNIT}
+    sampler = apq.APQSampler(
+        SearchSpace.from_distributions(space), known={1: lambda p: abs(p["x"] - 0.1234567)},
+        budgets={1: 1e-5}, n_startup_trials=6, seed=0,
+    )  # fmt: skip
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        return (y - 0.3) ** 2, abs(x - 0.1234567)
+
+    study.optimize(objective, n_trials=18)
+    assert max(trial.values[1] for trial in study.trials) <= 1e-5
+    assert np.median([abs(trial.params["y"] - 0.3) for trial in study.trials[10:]]) < 0.12
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        lambda p: p["x"] * np.log(p["x"]),
+        lambda p: np.sin(p["x"]) / p["x"] - 1.4,
+        lambda p: np.array([1 / x - 1e9 for x in p["x"].tolist()]),
+    ],
+    ids=["an entropy", "a quotient", "an error"],
+)
+def test_a_function_that_is_no_number_at_the_end_of_a_range(
+    size: Callable[[Params], np.ndarray],
+) -> None:
+    space: dict[str, BaseDistribution] = {"x": UNIT, "y": UNIT}
+    sampler = apq.APQSampler(
+        SearchSpace.from_distributions(space), known={1: size}, budgets={1: -0.3},
+        n_startup_trials=4, seed=0,
+    )  # fmt: skip
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        return y, float(size({"x": np.array([x])})[0])
+
+    study.optimize(objective, n_trials=8)
+    assert max(trial.values[1] for trial in study.trials) <= -0.3
+
+
+def test_an_enqueued_integer_is_a_float_to_known_functions() -> None:
+    space = {"x": FloatDistribution(1.0, 4.0), "y": UNIT}
+    sampler = apq.APQSampler(
+        SearchSpace.from_distributions(space), known={1: lambda p: p["x"] ** -1}, seed=0
+    )
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    study.enqueue_trial({"x": 2})
+    study.optimize(
+        lambda t: (t.suggest_float("y", 0, 1), 1 / t.suggest_float("x", 1.0, 4.0)), n_trials=2
+    )
+    assert study.trials[0].params["x"] == 2.0

@@ -107,6 +107,7 @@ EXTREME: dict[str, BaseDistribution] = {
     "integers no float holds": IntDistribution(-(2**62), 2**62),
     "a logarithm of integers": IntDistribution(1, 10**18, log=True),
     "next to nothing": FloatDistribution(1.0, 1.0 + 1e-15),
+    "the least range": FloatDistribution(0.0, 5e-324),
 }
 
 
@@ -124,7 +125,7 @@ def test_extreme_ranges(case: str, declared: bool) -> None:
         study.tell(trial, math.log10(abs(trial.params["v"]) + 1e-320) + trial.params["y"])
     values = [trial.params["v"] for trial in study.trials]
     assert all(d.low <= value <= d.high for value in values)  # type: ignore[attr-defined]
-    assert len(set(values)) >= (2 if case == "next to nothing" else 5)
+    assert len(set(values)) >= (2 if case in ("next to nothing", "the least range") else 5)
     assert {type(value) for value in values} == {int if isinstance(d, IntDistribution) else float}
 
 
@@ -142,3 +143,27 @@ def test_extreme_values(worst: float) -> None:
 
     study.optimize(objective, n_trials=12)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (IntDistribution(10, 100, step=10), IntDistribution(20, 60, step=10),
+         IntDistribution(10, 100, step=10)),
+        (IntDistribution(0, 8, step=4), IntDistribution(2, 14, step=6),
+         IntDistribution(0, 14, step=2)),
+        (IntDistribution(1, 3), IntDistribution(1, 9), IntDistribution(1, 9)),
+        (FloatDistribution(0, 1, step=0.25), FloatDistribution(0.5, 2, step=0.25),
+         FloatDistribution(0, 2, step=0.25)),
+        (FloatDistribution(0, 1, step=0.25), FloatDistribution(0.1, 0.6, step=0.25),
+         FloatDistribution(0, 1)),
+        (FloatDistribution(1, 2, log=True), FloatDistribution(1, 9), None),
+        (FloatDistribution(1, 2), IntDistribution(1, 2), None),
+    ],
+)  # fmt: skip
+def test_the_widest_range_keeps_the_steps_of_both(
+    one: BaseDistribution, other: BaseDistribution, both: BaseDistribution | None
+) -> None:
+    from apq_optuna.sampler.history import widest
+
+    assert widest(one, other) == widest(other, one) == both

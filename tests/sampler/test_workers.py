@@ -155,5 +155,7 @@ def test_a_service_that_comes_and_goes_costs_what_was_in_flight(grpc_proxy: Prox
     grpc_proxy.start()
     finish(workers)
     trials = opened(f"sqlite:///{grpc_proxy.folder}/apq.db").get_all_trials(study._study_id)
-    check(trials, 10)
+    done = sum(t.state == TrialState.COMPLETE for t in trials)
+    assert 10 <= done <= 12  # a trial that was told but never heard of is made up for
+    check(trials, done)
     assert len(trials) <= 12  # a worker's own trial at most, left running
