@@ -30,6 +30,11 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end one process would wait for them alone."""
+    items.sort(key=lambda item: "test_studies" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def digits() -> ImageData:
     return apq.load_data("digits")
