@@ -7,7 +7,7 @@ PYTHON ?= python3
 OPTUNA ?=
 VENV := $(if $(OPTUNA),.venv-optuna-$(OPTUNA),.venv)
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS)
+PIP = $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 CONSTRAINTS := $(if $(OPTUNA),$(VENV)/constraints.txt,constraints.txt)
 EXTRA := $(if $(OPTUNA),test,dev)
 # what has to do with Optuna, and with its version
