@@ -15,7 +15,7 @@ TESTS := $(if $(OPTUNA),tests/sampler tests/report tests/families tests/test_sto
 	tests/test_objective.py tests/test_stored.py tests/test_studies.py \
 	--ignore tests/sampler/test_limits.py --ignore tests/sampler/test_sources.py)
 
-.PHONY: quickstart test lint types wheel clean
+.PHONY: quickstart test lint types wheel hub clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/apq-optuna quickstart
@@ -33,6 +33,10 @@ types: $(VENV)/.installed-dev
 # A wheel that runs the quickstart where nothing else is installed.
 wheel: $(VENV)/.installed-dev
 	.ci/wheel $(BIN)/python
+
+# The OptunaHub package of the sampler, whole, in build/hub.
+hub: $(VENV)/.installed
+	$(BIN)/python hub/build.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

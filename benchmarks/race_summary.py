@@ -1,138 +1,119 @@
-"""Table, JSON and picture of the runs of a sampler race."""
+"""Table, JSON and pictures of the runs of a sampler race; or its medians beside another's.
+
+    python benchmarks/race_summary.py [DIR]              # race.md, race.json, race.png, below DIR
+    python benchmarks/race_summary.py --marks DIR        # medians at 10, 20, 50 and 100 trials
+    python benchmarks/race_summary.py --marks DIR DIR2   # before and after
+
+DIR is what `sampler_race.py --out` wrote. With `--marks` the sampler of this project is called
+ahead of or behind the best peer where their medians differ by more than the standard error of that
+difference, else level with it; see `race_marks`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-from race_problems import SYNTHETIC, Values
-
-import apq_optuna as apq
-from apq_optuna.search import hypervolume
-
-OURS = ("ours", "ours, no source")
-COLOURS = {
-    "random": "#9aa0a6", "NSGA-II": "#b07aa1", "TPE": "#4e79a7", "TPE multivariate": "#76b7b2",
-    "GPSampler": "#f28e2b", "ours": "#d62728", "ours, no source": "#59a14f",
-}  # fmt: skip
+from race_figures import write
+from race_runs import MARKS, OURS, Runs, read
 
 
-def box(problem: str) -> tuple[np.ndarray, Values, Values]:
-    """Signs of the objectives, reference and ideal of a problem."""
-    if problem in SYNTHETIC:
-        p = SYNTHETIC[problem]()
-        return np.ones(len(p.directions)), p.reference, p.ideal
-    space = apq.SearchSpace.preset(problem)
-    device = apq.hardware.bitfusion_small() if problem == "digits" else apq.hardware.bitfusion()
-    maxima = device.table(space).compile(space).maxima
-    return np.array([-1.0, 1.0, 1.0]), (0.1, *map(float, maxima)), (1.0, 0.0, 0.0)
+def _row(problem: str, sampler: str, runs: Runs, best: str, target: float) -> dict[str, Any]:
+    """What race.json says of one sampler on one problem; marks are median and quartiles."""
+    reached = [
+        float(np.argmax(c >= target) + 1) if (c >= target).any() else np.inf for c in runs.curves
+    ]
+    low, high = np.quantile(runs.curves[:, -1], [0.25, 0.75])
+    needed = float(np.median(reached))
+    return {
+        "problem": problem, "sampler": sampler, "seeds": len(runs.curves),
+        "trials": runs.trials, "median": float(np.median(runs.curves[:, -1])),
+        "quartiles": [float(low), float(high)], "best peer": best,
+        "trials to the best peer's final": needed if np.isfinite(needed) else None,
+        "seconds of a run": float(np.median(runs.seconds)),
+        "seconds of asking per trial": round(runs.per_ask, 5),
+        "marks": {
+            str(mark): np.quantile(shares, [0.5, 0.25, 0.75]).round(5).tolist()
+            for mark in MARKS
+            if (shares := runs.at(mark)) is not None
+        },
+        "curve": np.median(runs.curves, axis=0).round(5).tolist(),
+        "asking": np.median(runs.asking, axis=0).round(4).tolist(),
+    }  # fmt: skip
 
 
-def curve(values: list[list[float]], problem: str) -> np.ndarray:
-    """Hypervolume after each trial, as a share of the box from reference to ideal."""
-    signs, reference, ideal = box(problem)
-    points, corner = np.array(values) * signs, np.array(reference) * signs
-    whole = float(np.prod(corner - np.array(ideal) * signs))
-    return np.array([hypervolume(points[: k + 1], corner) / whole for k in range(len(points))])
+def _line(row: dict[str, Any], top: dict[str, float]) -> str:
+    """A line of the table; the highest median at a mark, and at the end, is bold."""
 
+    def bold(key: str, value: float, digits: int) -> str:
+        star = "**" if value == top[key] > 0 else ""
+        return f"{star}{value:.{digits}f}{star}"
 
-def summarise(out: Path) -> None:
-    """Reads every run below `out`; writes race.json, race.md and race.png."""
-    curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
-    seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted((out / "runs").glob("*.json")):
-        r = json.loads(path.read_text())
-        curves[r["problem"]][r["sampler"]].append(curve(r["values"], r["problem"]))
-        seconds[r["problem"]][r["sampler"]].append(r["seconds"])
-    found: list[dict[str, Any]] = []
-    lines = []
-    for problem in [*(p for p in ("digits", "cifar10") if p in curves), *SYNTHETIC]:
-        if problem not in curves:
-            continue
-        final = {n: float(np.median([c[-1] for c in cs])) for n, cs in curves[problem].items()}
-        peers = {name: value for name, value in final.items() if name not in OURS}
-        best = max(peers, key=lambda name: peers[name])
-        for name in [name for name in COLOURS if name in final]:
-            each = np.array(curves[problem][name])
-            reached = [
-                float(np.argmax(c >= peers[best]) + 1) if (c >= peers[best]).any() else np.inf
-                for c in each
-            ]
-            low, high = np.quantile(each[:, -1], [0.25, 0.75])
-            needed = float(np.median(reached))
-            found.append(
-                {
-                    "problem": problem, "sampler": name, "seeds": len(each),
-                    "trials": each.shape[1], "median": final[name],
-                    "quartiles": [float(low), float(high)], "best peer": best,
-                    "trials to the best peer's final": needed if np.isfinite(needed) else None,
-                    "seconds of a run": float(np.median(seconds[problem][name])),
-                    "curve": np.median(each, axis=0).round(5).tolist(),
-                }
-            )  # fmt: skip
-            star = "**" if final[name] == max(final.values()) else ""
-            needed_text = f"{needed:.0f}" if np.isfinite(needed) else "-"
-            lines.append(
-                f"| {problem} | {name} | {star}{final[name]:.4f}{star} ({low:.4f} to {high:.4f}) "
-                f"| {needed_text} |"
-            )
-    head = "| problem | sampler | final hypervolume, median (quartiles) | trials to best peer's |"
-    table = "\n".join([head, "|---|---|---|---|", *lines])
-    print(table)
-    (out / "race.md").write_text(table + "\n")
-    (out / "race.json").write_text(json.dumps(found, indent=1))
-    draw(curves).write_image(out / "race.png") if _has_kaleido() else draw(curves).write_html(
-        out / "race.html", include_plotlyjs=True
+    marks = row["marks"]
+    cells = [bold(m, marks[m][0], 3) if m in marks else "" for m in map(str, MARKS)]
+    low, high = row["quartiles"]
+    final = f"{bold('end', row['median'], 4)} ({low:.4f} to {high:.4f})"
+    needed = row["trials to the best peer's final"]
+    return (
+        f"| {row['problem']} | {row['sampler']} | {' | '.join(cells)} | {final} "
+        f"| {row['trials']} | {row['seconds of asking per trial']:.3g} "
+        f"| {'-' if needed is None else f'{needed:.0f}'} |"
     )
 
 
-def _has_kaleido() -> bool:
-    import importlib.util
+def summarise(out: Path) -> None:
+    """Reads every run below `out`; writes race.json, race.md and the pictures.
 
-    return importlib.util.find_spec("kaleido") is not None
+    A peer with fewer trials than others (BoTorch) is the best one only where all are as short.
+    """
+    race = read(out)
+    found: list[dict[str, Any]] = []
+    lines = [
+        f"| problem | sampler | {' | '.join(map(str, MARKS))} "
+        "| final hypervolume, median (quartiles) | trials | s per ask | trials to best peer's |",
+        "|" + "---|" * (len(MARKS) + 6),
+    ]
+    for problem, samplers in race.items():
+        peers = {name: runs for name, runs in samplers.items() if name not in OURS} or samplers
+        longest = max(runs.trials for runs in peers.values())
+        final = {
+            name: float(np.median(runs.curves[:, -1]))
+            for name, runs in peers.items()
+            if runs.trials == longest
+        }
+        best = max(final, key=lambda name: final[name])
+        rows = [_row(problem, name, runs, best, final[best]) for name, runs in samplers.items()]
+        top = {"end": max(row["median"] for row in rows)}
+        for mark in map(str, MARKS):
+            top[mark] = max((r["marks"][mark][0] for r in rows if mark in r["marks"]), default=0.0)
+        found += rows
+        lines += [_line(row, top) for row in rows]
+    table = "\n".join(lines)
+    print(table)
+    (out / "race.md").write_text(table + "\n")
+    (out / "race.json").write_text(json.dumps(found, indent=1))
+    write(race, out)
 
 
-def draw(curves: dict[str, dict[str, list[np.ndarray]]]) -> go.Figure:
-    """Medians with quartiles, one panel a problem."""
-    problems = [p for p in ("digits", "cifar10", *SYNTHETIC) if p in curves]
-    columns = 4
-    rows = -(-len(problems) // columns)
-    figure = make_subplots(rows, columns, subplot_titles=problems, vertical_spacing=0.12)
-    for i, problem in enumerate(problems):
-        at = {"row": i // columns + 1, "col": i % columns + 1}
-        for name, colour in COLOURS.items():
-            if name not in curves[problem]:
-                continue
-            each = np.array(curves[problem][name])
-            x = np.arange(1, each.shape[1] + 1)
-            low, middle, high = np.quantile(each, [0.25, 0.5, 0.75], axis=0)
-            red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-            figure.add_scatter(
-                x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", showlegend=False,
-                line={"width": 0}, fillcolor=f"rgba({red},{green},{blue},0.12)",
-                hoverinfo="skip", **at,
-            )  # fmt: skip
-            figure.add_scatter(
-                x=x, y=middle, name=name, legendgroup=name, showlegend=i == 0,
-                line={"color": colour, "width": 3 if name == "ours" else 1.6}, **at,
-            )  # fmt: skip
-        top = max(float(np.max(c)) for each in curves[problem].values() for c in each)
-        bottom = min(float(c[9]) for each in curves[problem].values() for c in each)
-        figure.update_yaxes(range=[bottom, top + 0.03 * (top - bottom)], **at)
-    figure.update_xaxes(title_text="trials")
-    figure.update_layout(
-        template="plotly_white", width=1500, height=420 * rows, legend={"orientation": "h"},
-        title="Hypervolume (share of the box), median and quartiles over seeds",
-    )  # fmt: skip
-    return figure
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("out", nargs="?", type=Path, default=Path("runs/race"), metavar="DIR")
+    parser.add_argument("--marks", nargs="+", type=Path, metavar="DIR", help="one, or two")
+    arguments = parser.parse_args()
+    if not arguments.marks:
+        summarise(arguments.out)
+        return
+    if len(arguments.marks) > 2:
+        parser.error("--marks takes one folder, or two: before and after")
+    from race_marks import compare
+
+    print(compare(*map(read, arguments.marks)))
 
 
 if __name__ == "__main__":
-    import sys
-
-    summarise(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/race"))
+    main()

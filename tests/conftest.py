@@ -32,7 +32,8 @@ torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // WORKERS)))
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end one process would wait for them alone."""
-    items.sort(key=lambda item: "test_studies" not in item.nodeid)
+    long = ("test_studies", "test_notebook")
+    items.sort(key=lambda item: not any(name in item.nodeid for name in long))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from apq_optuna.predictor.averaging import AveragedProcess
 from apq_optuna.predictor.gaussian import GaussianProcess
 from apq_optuna.predictor.metrics import PredictorMetrics, evaluate, kendall_tau, pairwise_accuracy
 
@@ -23,6 +24,7 @@ _HOMES = {
 
 __all__ = [
     "AccuracyPredictor",
+    "AveragedProcess",
     "GaussianProcess",
     "PredictorMetrics",
     "evaluate",

@@ -65,6 +65,7 @@ class GaussianProcess:
         self._groups, self._parts = int(firsts[-1]), len(parts)
         length = [np.full(c, 0.5 * np.log(max(c, 1)) + LENGTH_PRIOR[0]) for c in counts]
         self._mean = np.concatenate([*length, np.full(len(parts), SIGNAL_PRIOR[0]), [noise[0]]])
+        self.prior_noise = noise
         self._std = np.concatenate(
             [
                 np.full(self._groups, LENGTH_PRIOR[1]),
@@ -150,20 +151,13 @@ class GaussianProcess:
         return loss + 0.5 * float(off @ off), gradient + off / self._std
 
     def _condition(self, u: Floats) -> None:
-        self._inverse_length, self._signal, noise = self._read(self.scales)
-        matrix = self._kernel(self.z, self.z) + max(noise, 1e-6) * np.eye(len(u))
-        self._factor = cholesky(matrix, lower=True, check_finite=False)
-        self._alpha = cho_solve((self._factor, True), u, check_finite=False)
-        # asked about thousands of rows, a product is several times faster than as many solves
-        self._half = solve_triangular(
-            self._factor, np.eye(len(u)), lower=True, check_finite=False
-        ).T.copy()
-        self.noise = noise
-        log_density = -0.5 * float(u @ self._alpha) - float(np.log(np.diag(self._factor)).sum())
-        self.evidence = log_density - len(u) * float(np.log(self.unit) + 0.5 * np.log(2.0 * np.pi))
+        self._inverse_length, self._signal, self.noise = self._read(self.scales)
+        self.posterior = Posterior(self.kernel(self.z, self.z), self.noise, u)
+        self.evidence = self.posterior.evidence - len(u) * float(np.log(self.unit))
         """Log density of the rows' targets, in their own units."""
 
-    def _kernel(self, a: Floats, b: Floats) -> Floats:
+    def kernel(self, a: Floats, b: Floats) -> Floats:
+        """K without noise between rows `(q, C)` and `(n, C)`, in squared standard units."""
         a, b = a * self._inverse_length, b * self._inverse_length
         total = np.zeros((len(a), len(b)))
         for part, s in zip(self._slices, self._signal, strict=True):
@@ -184,14 +178,43 @@ class GaussianProcess:
         """Mean and standard deviation of the noiseless value at rows `(q, C)`, both `(q,)`."""
         z = np.asarray(z, float)
         if not len(self.z):
-            spread = float(np.exp(self.scales[self._groups : -1]).sum()) ** 0.5
-            return np.full(len(z), self.centre), np.full(len(z), spread * self.unit)
-        cross = self._kernel(z, self.z)
-        mean = cross @ self._alpha
+            return np.full(len(z), self.centre), np.full(len(z), self.variance**0.5 * self.unit)
+        mean, std = self.posterior(self.kernel(z, self.z), self.variance)
+        return mean * self.unit + self.centre, std * self.unit
+
+    @property
+    def variance(self) -> float:
+        """Of the noiseless value before any row is seen, in squared standard units."""
+        return float(np.exp(self.scales[self._groups : -1]).sum())
+
+
+class Posterior:
+    """What n targets tell of values elsewhere.
+
+    Args:
+        kernel: K without noise, `(n, n)`.
+        noise: v.
+        u: Targets, `(n,)`.
+
+    Attributes:
+        evidence: Log density of the targets.
+    """
+
+    def __init__(self, kernel: Floats, noise: float, u: Floats) -> None:
+        matrix = kernel + max(noise, 1e-6) * np.eye(len(u))
+        factor = cholesky(matrix, lower=True, check_finite=False)
+        self._alpha = cho_solve((factor, True), u, check_finite=False) if len(u) else u
+        # asked about thousands of rows, a product is several times faster than as many solves
+        self._half = solve_triangular(factor, np.eye(len(u)), lower=True, check_finite=False).T
+        self._half = self._half.copy()
+        self.evidence = -0.5 * float(u @ self._alpha) - float(np.log(np.diag(factor)).sum())
+        self.evidence -= 0.5 * len(u) * float(np.log(2.0 * np.pi))
+
+    def __call__(self, cross: Floats, variance: Floats | float) -> tuple[Floats, Floats]:
+        """Mean and standard deviation where the kernel with the rows is `(q, n)`, both `(q,)`."""
         half = cross @ self._half
         explained = np.einsum("qn,qn->q", half, half)
-        variance = np.maximum(self._signal.sum() - explained, 1e-10)
-        return mean * self.unit + self.centre, np.sqrt(variance) * self.unit
+        return cross @ self._alpha, np.sqrt(np.maximum(variance - explained, 1e-10))
 
 
 def _root5(a: Floats, b: Floats) -> tuple[Floats, Floats]:

@@ -16,9 +16,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from apq_optuna._optuna import fixed_parameters, trials_of
-from apq_optuna.errors import SpaceError, StudyMismatchError
+from apq_optuna.errors import InvalidArgumentError, SpaceError, StudyMismatchError
 from apq_optuna.hardware import CompiledCosts
 from apq_optuna.networks import Genotypes
+from apq_optuna.sampler.arguments import meant
 from apq_optuna.sampler.known import KnownFunction, KnownObjectives
 from apq_optuna.space import SearchSpace
 
@@ -79,18 +80,28 @@ def match_known(
     Raises:
         StudyMismatchError: The study has no such objective, and its trials use the joint
             space.
+        InvalidArgumentError: Two functions of one objective.
     """
-    functions = {}
+    functions: dict[int, KnownFunction] = {}
     for metric, function in known.items():
         index = index_of(metric, names)
         if index is not None:
+            if functions.get(index, function) is not function:
+                raise _twice("known", index, names)
             functions[index] = function
         elif space is None or joined(study, space):
             raise StudyMismatchError(
-                f"known: the study has no objective {metric!r}, but {_listed(study, names)}; "
-                "use study.set_metric_names"
+                f"known: the study has no objective {metric!r}, but {_listed(study, names)}"
+                f"{meant(metric, names)}; use study.set_metric_names"
             )
     return functions
+
+
+def _twice(argument: str, index: int, names: Sequence[str]) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{argument}: objective {index} is given twice, by its index and as {names[index]!r}; "
+        "leave one out"
+    )
 
 
 def match_budgets(
@@ -100,8 +111,11 @@ def match_budgets(
     metrics: Sequence[str],
     known: KnownObjectives,
     space: SearchSpace | None,
+    tell: Callable[[str], None] = _logger.warning,
 ) -> dict[str, float]:
     """The budgets by the name of a cost (of `metrics`), or of a known objective (of `names`).
+
+    What may be meant for another study is no error while this one has no trial: `tell` says it.
 
     Raises:
         StudyMismatchError: One is of an objective that is not known, or that the study has not.
@@ -119,15 +133,15 @@ def match_budgets(
         if name is not None:
             limits[name] = min(limit, limits.get(name, limit))
         elif space is not None and not joined(study, space):
-            _logger.warning(
-                "budgets: %r is not a known objective of study %r, and is not kept there",
-                metric, study.study_name,
-            )  # fmt: skip
+            tell(f"budgets: {metric!r} is not a known objective of it, and is not kept there")
         else:
             there = [*metrics, *(names[i] if study.metric_names else i for i in known.functions)]
+            hint = meant(metric, there)
+            if index is not None:
+                hint = "; what only a trial tells is limited by a constraint"
             raise StudyMismatchError(
                 f"budgets: {metric!r} is not a known objective of this study; known are {there} "
-                f"of its objectives {_listed(study, names)}"
+                f"of its objectives {_listed(study, names)}{hint}"
             )
     return limits
 
@@ -142,17 +156,46 @@ def match_reference(
 
     Raises:
         StudyMismatchError: The study has no such objective, and its trials use the joint space.
+        InvalidArgumentError: Two values of one objective.
     """
-    values = {}
+    values: dict[int, float] = {}
     for metric, value in reference.items():
         index = index_of(metric, names)
         if index is not None:
+            if values.get(index, value) != value:
+                raise _twice("reference", index, names)
             values[index] = float(value)
         elif space is None or joined(study, space):
             raise StudyMismatchError(
                 f"reference: the study has no objective {metric!r}, but {_listed(study, names)}"
+                f"{meant(metric, names)}; use study.set_metric_names"
             )
     return values
+
+
+def check_plain(
+    study: Study,
+    known: Mapping[str | int, KnownFunction],
+    budgets: Mapping[str | int, float],
+    reference: Mapping[str | int, float],
+) -> list[int]:
+    """What can be matched before a study shows its parameters: objectives that stay to predict.
+
+    Raises:
+        StudyMismatchError, InvalidArgumentError: As the functions above, before the first trial
+            has cost anything.
+    """
+    names = names_of(study)
+    functions = match_known(study, names, known, None)
+    nothing = KnownObjectives(SearchSpace([]), None, [], functions, names)
+    match_budgets(study, names, budgets, (), nothing, None)
+    match_reference(study, names, reference, None)
+    return [i for i in range(len(names)) if i not in functions]
+
+
+def names_of(study: Study) -> list[str]:
+    """The metrics' names by objective index; the indices where there are no names."""
+    return study.metric_names or [str(i) for i in range(len(study.directions))]
 
 
 def index_of(metric: str | int, names: Sequence[str]) -> int | None:

@@ -23,14 +23,16 @@ from apq_optuna._optuna import (
     study_key,
     whole_study,
 )
-from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware import CompiledCosts, CostTable
 from apq_optuna.networks import Genotypes
+from apq_optuna.sampler.advice import Advice
 from apq_optuna.sampler.arguments import (
     Numbers,
     check_budgets,
+    check_kinds,
     check_sources,
-    metric_key,
+    checked,
+    functions,
     numbers,
 )
 from apq_optuna.sampler.history import ParameterUnion, Snapshot, claim_of, claimed_row, claims
@@ -44,6 +46,7 @@ from apq_optuna.sampler.matching import (
     match_costs,
     match_known,
     match_reference,
+    names_of,
     prescribed_by,
     uses_space,
 )
@@ -57,44 +60,102 @@ CLAIM_TRIES = 100
 
 
 class APQSampler(BaseSampler):
-    """Joint architecture, pruning and quantization search as an Optuna sampler.
+    """Bayesian optimisation of one or more objectives that uses what is known beforehand.
 
-    Objectives are known (computed from the parameters: latency, energy) or predicted (accuracy).
-    An ensemble predictor, transferred from fp32 pairs where there are any, gives mean and spread
-    of the predicted ones; an evolutionary search maximises the expected hypervolume improvement,
-    which for one predicted objective beside known ones is exact.
+    In an Optuna script one line changes, `sampler=`. Floats, integers, categories and conditional
+    parameters, minimised or maximised: nothing need be said, and every argument has a default.
 
-    Without arguments it is a plain surrogate sampler on any space. All it knows is rebuilt from
-    the study's trials and its sources, so a resumed or second worker needs nothing but the same
-    arguments.
+    >>> import optuna
+    >>> from optuna.distributions import FloatDistribution, IntDistribution
+    >>> from apq_optuna import APQSampler, SearchSpace
+    >>> def objective(trial):
+    ...     width = trial.suggest_int("width", 8, 256, log=True)
+    ...     rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+    ...     return abs(rate - 0.01) + 1 / width, 40 * width  # an error, and a size
+    >>> study = optuna.create_study(directions=["minimize"] * 2, sampler=APQSampler(seed=0))
+    >>> study.optimize(objective, n_trials=12)
+
+    Known costs. What follows from the parameters alone need not be learned: give its function, of
+    a dict of arrays, one element a configuration. Only the error is then left to predict.
+
+    >>> known = {1: lambda params: 40 * params["width"]}  # by objective index, or metric name
+    >>> sampler = APQSampler(known=known, seed=0)
+
+    Budgets. What is known can be limited from above: no proposal is beyond. Parameters show in the
+    first trial, which is drawn at random; given the space, that one is within its budgets, too.
+
+    >>> space = SearchSpace.from_distributions({
+    ...     "width": IntDistribution(8, 256, log=True),
+    ...     "rate": FloatDistribution(1e-4, 1e-1, log=True),
+    ... })
+    >>> sampler = APQSampler(space, known=known, budgets={1: 4000}, seed=0)
+    >>> small = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    >>> small.optimize(objective, n_trials=4)
+    >>> max(trial.values[1] for trial in small.trials) <= 4000
+    True
+
+    Sources. Earlier studies of the same parameters, or of some, say where to start; what they are
+    worth is judged by the study's own trials. `optuna.load_study` opens one that was stored.
+
+    >>> sampler = APQSampler(source=study, seed=0)
+
+    Constraints. What only a trial tells is set by `Trial.set_constraint` (Optuna 5), or returned
+    by a function that reads it from the trial's attributes; above 0 is infeasible.
+
+    >>> def timed(trial):
+    ...     trial.set_user_attr("seconds", 0.2 * trial.suggest_int("width", 8, 256, log=True))
+    ...     return objective(trial)
+    >>> sampler = APQSampler(constraints_func=lambda t: [t.user_attrs["seconds"] - 30], seed=0)
+    >>> quick = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    >>> quick.optimize(timed, n_trials=4)
+
+    Batches and workers. Trials that run at once differ, in one process (`n_jobs`) or in several
+    with the same storage and the same arguments: all that is known is rebuilt from the study.
+
+    >>> batch = [small.ask() for _ in range(4)]
+    >>> for trial in batch:  # or each in a process of its own
+    ...     _ = small.tell(trial, objective(trial))
+
+    Networks for a device. With the joint space of a family of networks, a device's cost table and
+    fp32 accuracies of its supernet it searches architecture, pruning and bit-widths together:
+    `APQSampler(supernet.space, costs=device.table(supernet.space), source=PairStore(...))`.
 
     Args:
-        space: The joint space. Parameters outside it go to the independent sampler.
-        costs: Cost table of the target device; its metrics are known objectives, by metric name.
-        known: Further known objectives: metric name or objective index to a vectorised function
-            from a dict of parameter arrays to values `(n,)`.
-        budgets: Upper limits on known metrics, by name or objective index (`{"latency_ms": 2.0}`);
-            no proposal breaks them. Without a space, trials started before one has completed are
-            drawn at random, outside the budgets.
-        source: fp32 pairs of the supernet, earlier studies over the same or an overlapping space,
-            or a list of both.
-        n_startup_trials: Space-filling trials before the predictor decides; by default 10, and
-            with a source 2, or none where costs bound the objectives.
-        reference: Reference point by metric name or objective index; by default chance accuracy
-            and the largest costs.
-        constraints_func: As `TPESampler`'s: called with each trial that ends, it returns numbers
-            of which none may be above 0. On Optuna 5 `Trial.set_constraint` does without.
-        independent_sampler: For parameters outside the space; random by default.
-        seed: Makes a sequential study reproducible. Each trial has randomness of its own from
-            this and its number, so workers with the same seed do not try the same.
-        warn_independent_sampling: Warn, once a parameter, when one of the joint space was sampled
-            independently.
+        space: A `SearchSpace`; its parameters are searched together, those that it has not are
+            left to `independent_sampler`. By default the parameters of the completed trials.
+        costs: A `CostTable` of `space`; its metrics are known objectives. By default there is
+            none.
+        known: A dict of functions, by metric name (`Study.set_metric_names`) or objective index:
+            from a dict of parameter arrays `(n,)` to values `(n,)`. By default all objectives
+            are predicted, but for those of `costs`.
+        budgets: A dict of upper limits of known objectives or costs, by name or objective index
+            (`{"latency_ms": 2.0}`). By default nothing is limited.
+        source: An Optuna study, a `PairStore` of fp32 pairs, or a list of such. By default a study
+            starts from nothing.
+        n_startup_trials: An int: completed trials before predictions decide. By default 10, with a
+            source 2, or none where costs bound the objectives.
+        reference: A dict of floats, by name or objective index: the worst that still counts, the
+            corner from which hypervolume is measured. By default just beyond the front, in a
+            family's space chance accuracy and the largest costs.
+        constraints_func: A function from a trial that ends, with its parameters and attributes,
+            to a sequence of floats, feasible where none is above 0. By default only what
+            `Trial.set_constraint` was told counts.
+        independent_sampler: An Optuna sampler, for parameters that are not searched together and
+            for trials before any is known. By default `RandomSampler`.
+        seed: An int. The same makes a sequential study the same; workers may share it, as each
+            trial draws from it and its own number. By default every run differs.
+        warn_independent_sampling: A bool, True by default: warn, once a parameter, where one that
+            is searched together had to be sampled independently.
+
+    An argument that does nothing in a study is told: as an error where it cannot be meant, else as
+    a warning of the logger `apq_optuna.sampler`, once a study.
 
     Raises:
         InvalidArgumentError: Arguments that do not fit together.
         InfeasibleBudgetError: No configuration meets a budget.
         PairError: fp32 pairs of another supernet's space.
-        StudyMismatchError: An earlier study that shares no parameter with the space.
+        StudyMismatchError: An earlier study that shares no parameter with the space; in a study's
+            trial, an argument that names what the study has not.
     """
 
     def __init__(
@@ -112,12 +173,9 @@ class APQSampler(BaseSampler):
         seed: int | None = None,
         warn_independent_sampling: bool = True,
     ) -> None:
-        if costs is not None and space is None:
-            raise InvalidArgumentError("costs: a cost table needs the search space it prices")
-        if n_startup_trials is not None and n_startup_trials < 1:
-            raise InvalidArgumentError(f"n_startup_trials={n_startup_trials}: at least 1")
+        check_kinds(space, costs, n_startup_trials, constraints_func, independent_sampler)
         self.space = space
-        self._known = {metric_key("known", metric): f for metric, f in (known or {}).items()}
+        self._known = functions("known", known)
         self._budgets = numbers("budgets", budgets)
         self._reference = numbers("reference", reference)
         sources = (
@@ -142,9 +200,12 @@ class APQSampler(BaseSampler):
         self._proposers: dict[Any, Proposer] = {}
         self._unions: dict[Any, ParameterUnion] = {}
         self._warned: set[tuple[str, str]] = set()
+        self._advice = Advice(
+            self.space, self._known, self._budgets, self._reference, self._sources
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("_lock", "_proposers", "_unions", "_warned")
+        transient = ("_lock", "_proposers", "_unions", "_warned", "_advice")
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -175,7 +236,8 @@ class APQSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         if self._constraints_func is not None:
-            set_constraints(study, trial, state, self._constraints_func)
+            function = checked(self._constraints_func, self._advice.teller(study))
+            set_constraints(study, trial, state, function)
         self._independent.after_trial(study, trial, state, values)
 
     def sample_independent(
@@ -230,15 +292,18 @@ class APQSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if not search_space:
-            return {}
         study = whole_study(study)
+        if not search_space:
+            with self._lock:
+                self._advice.unseen(study, trial)
+            return {}
         # matrices are small: several threads, from several libraries, would wait for each other
         with self._lock, _blas().limit(limits=1, user_api="blas"):
             proposer = self._proposer(study, search_space)
             prescribed = prescribed_by(study, trial)
             proposer.begin(np.random.default_rng(self._randomness(trial)), prescribed)
             snapshot = proposer.history.read(study, but=trial.number)
+            self._advice.seen(study, proposer, snapshot)
             constrain = holder(fixed_columns(proposer.space, prescribed))
             ranked, predict = proposer.rank(snapshot, constrain)
             row = self._claim(study, trial, proposer, ranked, constrain)
@@ -275,21 +340,22 @@ class APQSampler(BaseSampler):
         space = (
             self.space if joint and self.space else SearchSpace.from_distributions(search_space)
         )
-        names = study.metric_names or [str(i) for i in range(len(study.directions))]
+        names = names_of(study)
+        tell = self._advice.teller(study)
         table_index: list[int] = []
         table: CompiledCosts | None = None
         if joint and self._compiled is not None:
             table_index = match_costs(study, names, self._compiled, space)
             table = self._compiled if table_index else None
         known_here = joint or self.space is None
-        functions = match_known(study, names, self._known, self.space) if known_here else {}
+        given = match_known(study, names, self._known, self.space) if known_here else {}
         constants = {} if joint else constants_of(self._parameters(study))
-        known = KnownObjectives(space, table, table_index, functions, names, constants)
+        known = KnownObjectives(space, table, table_index, given, names, constants)
         budgets: dict[str, float] = {}
         reference: dict[int, float] = {}
         if known_here:
             metrics = self._compiled.metric_names if joint and self._compiled else ()
-            budgets = match_budgets(study, names, self._budgets, metrics, known, self.space)
+            budgets = match_budgets(study, names, self._budgets, metrics, known, self.space, tell)
             reference = match_reference(study, names, self._reference, self.space)
         signs = np.array([1.0 if d == StudyDirection.MINIMIZE else -1.0 for d in study.directions])
         predicted = [i for i in range(len(study.directions)) if i not in known.index]
@@ -302,6 +368,7 @@ class APQSampler(BaseSampler):
                 index=i,
                 maximise=bool(signs[i] < 0),
                 measured=study_attribute(study, "objective"),
+                tell=tell,
             )
             for i in predicted
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
@@ -10,7 +10,7 @@ from optuna.logging import get_logger
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import study_attribute, trials_of
+from apq_optuna._optuna import study_attribute, study_key, trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.sampler.surrogate import Surrogate
 from apq_optuna.sampler.trends import Earlier
@@ -40,6 +40,7 @@ def surrogate_of(
     index: int,
     maximise: bool,
     measured: Mapping[str, object] | None = None,
+    tell: Callable[[str], None] = _logger.warning,
 ) -> Surrogate:
     """The surrogate of one objective, with what other sources know of it.
 
@@ -50,6 +51,7 @@ def surrogate_of(
         maximise: Its direction.
         measured: What the study's values are measured with, where that is known: its supernet and
             data split, by the names that `Objective` gives them.
+        tell: Called with a message where there are too few pairs.
 
     Raises:
         PairError: Pairs of another space.
@@ -64,10 +66,10 @@ def surrogate_of(
             if len(pairs) >= FEWEST_PAIRS:
                 fp32 = source.fp32_scorer(space, pairs)
                 continue
-            _logger.warning(
-                "source: %d fp32 pairs of supernet %s in %s, too few to transfer from; was "
-                "`collect` run with this database?", len(pairs), source.supernet, source.url,
-            )  # fmt: skip
+            tell(
+                f"source: {len(pairs)} fp32 pairs of supernet {source.supernet} in {source.url}, "
+                "too few to transfer from; was `collect` run with this database?"
+            )
     earlier = [
         found
         for source in sources
@@ -173,4 +175,68 @@ def shared_parameters(space: SearchSpace, study: Study) -> set[str]:
         f"source: study {study.study_name!r} shares no parameter with this search space: it has "
         f"{theirs[:5]}, the space {list(distributions)[:5]}{differing}; leave it out, or name "
         "and bound the parameters alike"
+    )
+
+
+def same_study(one: Study, other: Study) -> bool:
+    """Whether two studies are one, if opened twice."""
+    here, there = study_key(one), study_key(other)
+    return here == there or bool(there[-1] and here[1:] == there[1:])
+
+
+def silent(
+    study: Study, sources: Sequence[Source], names: Sequence[str], predicted: Sequence[int]
+) -> Iterator[str]:
+    """Why sources teach nothing in a study, whatever its parameters are; one message each.
+
+    Args:
+        study: The study.
+        sources: Its sources.
+        names: Of its objectives.
+        predicted: Indices of those that are predicted.
+
+    Raises:
+        StudyMismatchError: A source is the study itself.
+    """
+    if sources and not predicted:
+        yield "source: every objective is known, so there is nothing to learn from a source"
+        return
+    wanted = [names[i] if study.metric_names else i for i in predicted]
+    for source in sources:
+        if not isinstance(source, Study):
+            continue
+        if same_study(study, source):
+            raise StudyMismatchError(
+                f"source: {source.study_name!r} is this study; its own trials are learned from "
+                "without it"
+            )
+        if not completed(source):
+            yield (
+                f"source: study {source.study_name!r} has no completed trial with parameters; "
+                "nothing is learned from it"
+            )
+        elif all(_column(source, names[i], i) is None for i in predicted):
+            theirs: list[object] = [*(source.metric_names or range(len(source.directions)))]
+            yield (
+                f"source: study {source.study_name!r} has objectives {theirs}, of which none is "
+                f"predicted here: {wanted}; nothing is learned from it. Objectives of one name, "
+                "or without names in one place, are taken for the same (study.set_metric_names)"
+            )
+
+
+def other_ranges(space: SearchSpace, source: Study) -> str | None:
+    """What is said where parameters of a plain space have other values in an earlier study."""
+    ours = space.distributions()
+    theirs = {
+        name: distribution
+        for trial in completed(source)
+        for name, distribution in trial.distributions.items()
+        if name in ours and distribution != ours[name]
+    }
+    if space.family is not None or not theirs:
+        return None
+    name, distribution = next(iter(theirs.items()))
+    return (
+        f"source: study {source.study_name!r} has other values of {sorted(theirs)[:5]} than this "
+        f"one, and teaches nothing of them: {name} is {distribution} there, {ours[name]} here"
     )

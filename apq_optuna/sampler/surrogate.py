@@ -15,13 +15,15 @@ study's own trials better than doing without.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apq_optuna.networks import Genotypes
-from apq_optuna.predictor import GaussianProcess
+from apq_optuna.predictor import AveragedProcess, GaussianProcess
 from apq_optuna.sampler.trends import (
     Earlier,
     LearnedTrend,
@@ -30,7 +32,7 @@ from apq_optuna.sampler.trends import (
     fp32_trend,
     normal_scores,
 )
-from apq_optuna.space import Coordinates, SearchSpace
+from apq_optuna.space import Coordinates, Effects, SearchSpace
 
 Floats = NDArray[np.floating]
 
@@ -56,6 +58,29 @@ NETWORK_NOISE = (-3.0, 1.0)
 """Prior of the log noise variance where values are measured on images."""
 
 
+class Points:
+    """Genotypes as columns and as features of main effects, worked out once for all objectives."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.coordinates, self.effects = Coordinates(space), Effects(space)
+        self._last: tuple[weakref.ref[Genotypes], tuple[Floats, Floats]] | None = None
+
+    def __call__(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
+        """`(n, C)` with the noise of each kind of bits first, and `(n, F)`."""
+        last = self._last  # read once: other threads may be asking, too
+        if last is not None and last[0]() is genotypes:
+            return last[1]
+        columns = self.coordinates(genotypes)
+        if self.coordinates.kinds:
+            columns = np.concatenate([self.coordinates.noise(genotypes), columns], axis=1)
+        found = columns, self.effects(genotypes)
+        self._last = weakref.ref(genotypes), found
+        return found
+
+
+_points = lru_cache(maxsize=16)(Points)
+
+
 class Process:
     """A Gaussian process over a trend.
 
@@ -76,29 +101,32 @@ class Process:
         unit: float | None = None,
         level: bool = True,
     ) -> None:
-        self.coordinates = Coordinates(space)
+        self.points = _points(space)
+        self.coordinates = self.points.coordinates
         self.trend, self.fp32, self.unit = trend, fp32, unit
         parts = [np.arange(self.coordinates.kinds + (fp32 is not None))]
         network = space.family is not None
-        self.gp = GaussianProcess(
+        joint = GaussianProcess(
             [part for part in (*parts, self.coordinates.groups) if len(part)],
             zero_mean=trend is not None and level,
             **({"noise": NETWORK_NOISE} if network else {}),
         )
+        several = self.points.effects.groups
+        if len(space.decisions) < 2:  # its main effect is all there is
+            several = several[:0]
+        self.gp = AveragedProcess(joint, several)
         self._fp32_scale = (0.0, 1.0)
         self._fitted = 0
 
     def _fp32(self, genotypes: Genotypes) -> Floats | None:
         return self.fp32(genotypes) if self.fp32 is not None else None
 
-    def _columns(self, genotypes: Genotypes, fp32: Floats | None) -> Floats:
-        columns: list[Floats] = []
-        if self.coordinates.kinds:
-            columns.append(self.coordinates.noise(genotypes))
+    def _columns(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
+        columns, effects = self.points(genotypes)
         if fp32 is not None:
             centre, scale = self._fp32_scale
-            columns.append((fp32[:, None] - centre) / scale)
-        return np.concatenate([*columns, self.coordinates(genotypes)], axis=1)
+            columns = np.insert(columns, self.coordinates.kinds, (fp32 - centre) / scale, axis=1)
+        return columns, effects
 
     def fit(self, genotypes: Genotypes, y: Floats, *, total: int | None = None) -> Process:
         """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`."""
@@ -117,10 +145,12 @@ class Process:
         f = y - self.trend(genotypes, fp32) if self.trend is not None else y
         unit = None
         if first_unit is not None:
-            off = f if self.gp.zero_mean or not n else f - f.mean()
+            off = f if self.gp.joint.zero_mean or not n else f - f.mean()
             squares = float(off @ off) + TREND_ROWS * first_unit**2
             unit = (squares / (n + TREND_ROWS)) ** 0.5
-        self.gp.fit(self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit)
+        self.gp.fit(
+            *self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit
+        )  # fmt: skip
         return self
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
@@ -128,7 +158,7 @@ class Process:
         return self._predict(genotypes, self._fp32(genotypes))
 
     def _predict(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
-        mean, std = self.gp.predict(self._columns(genotypes, fp32))
+        mean, std = self.gp.predict(*self._columns(genotypes, fp32))
         return (mean if self.trend is None else mean + self.trend(genotypes, fp32)), std
 
     def mean(self, genotypes: Genotypes, fp32: Floats | None = None) -> Floats:

@@ -19,6 +19,7 @@ from apq_optuna.networks.blocks import Block
 from apq_optuna.networks.mobile import FIXED_BITS
 from apq_optuna.space.activity import Activity, Inactivity
 from apq_optuna.space.coordinates import Coordinates
+from apq_optuna.space.effects import Effects
 from apq_optuna.space.features import FeatureMap, Features
 from apq_optuna.space.space import SearchSpace
 
@@ -31,6 +32,7 @@ __all__ = [
     "ConvLayer",
     "Coordinates",
     "Decision",
+    "Effects",
     "FeatureMap",
     "Features",
     "Inactivity",

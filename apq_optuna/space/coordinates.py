@@ -98,6 +98,19 @@ class Coordinates:
             out[:, self._bit_columns] = self._bit_noise(genotypes)
         return out
 
+    def places(self) -> list[NDArray[np.float64] | int]:
+        """Of each decision, where its choices lie `(choices,)`; of a category, how many it has.
+
+        A bit-width has one place more, 0, for not being in use.
+        """
+        found: list[NDArray[np.float64] | int] = [len(d.choices) for d in self.space.decisions]
+        for row, column in enumerate(self._numbers.tolist()):
+            found[column] = self._position[row, : len(self.space.decisions[column].choices)]
+        for row, column in enumerate(self._bits.tolist()):
+            choices = len(self.space.decisions[column].choices)
+            found[column] = np.append(self._noise[row, :choices], 0.0)
+        return found
+
     def _bit_noise(self, genotypes: Genotypes) -> NDArray[np.float64]:
         rows = np.arange(len(self._bits))
         noise = self._noise[rows, genotypes[:, self._bits]]

@@ -1,0 +1,111 @@
+"""The race's problems that are networks: `digits`, and CIFAR-10 with the packaged supernet."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+from race_base import Problem, Values
+
+import apq_optuna as apq
+from apq_optuna.space import SearchSpace
+
+
+class Remembered:
+    """An objective whose values are kept by genotype, so that every sampler gets the same ones.
+
+    A peer that repeats a network gets its stored value at once, which costs it nothing but the
+    trial.
+    """
+
+    def __init__(self, objective: apq.Objective, path: Path) -> None:
+        self.objective, self.space, self.path = objective, objective.supernet.space, path
+        with self._open() as file:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("CREATE TABLE IF NOT EXISTS evaluated (key TEXT PRIMARY KEY, vals TEXT)")
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=60)
+
+    def __call__(self, trial: optuna.Trial) -> Values:
+        subnet = self.space.suggest(trial)
+        key = self.space.canonical(self.space.from_params(trial.params)[None])[0].tobytes().hex()
+        with self._open() as file:
+            found = file.execute("SELECT vals FROM evaluated WHERE key=?", (key,)).fetchone()
+        if found is None:
+            value, _ = self.objective.measure(subnet)
+            assert self.objective.costs is not None
+            values = (value, *self.objective.costs.network_cost(subnet.layers()))
+            with self._open() as file:
+                file.execute(
+                    "INSERT OR IGNORE INTO evaluated VALUES (?, ?)", (key, json.dumps(values))
+                )
+            return values
+        return tuple(json.loads(found[0]))
+
+
+def digits(folder: Path) -> Problem:
+    """The `digits` joint space on a small BitFusion, each trial finetuned for 30 steps."""
+    run = folder / "digits"
+    run.mkdir(parents=True, exist_ok=True)
+    data = apq.load_data("digits")
+    if not (run / "supernet.safetensors").exists():
+        import torch
+
+        torch.manual_seed(0)
+        net = apq.OnceForAllNet(SearchSpace.preset("digits"))
+        plan = apq.TrainingPlan(epochs=40, batch_size=64, learning_rate=0.05)
+        apq.train_supernet(net, data, plan, run)
+    supernet = apq.OnceForAllNet.load(run)
+    options = apq.FinetuneOptions(steps=30, learning_rate=3e-3)
+    costs = apq.hardware.bitfusion_small().table(supernet.space)
+    return _network(run, supernet, data, costs, options, pairs=800, images=None)
+
+
+def cifar10(folder: Path, images: str) -> Problem:
+    """CIFAR-10 with the packaged supernet and pairs on BitFusion, finetuned for 10 steps."""
+    run = folder / "cifar10"
+    run.mkdir(parents=True, exist_ok=True)
+    supernet = apq.OnceForAllNet.load("cifar10")
+    options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256)
+    costs = apq.hardware.bitfusion().table(supernet.space)
+    problem = _network(
+        run, supernet, apq.load_data(images), costs, options, pairs=None, images=1500
+    )
+    return Problem(**{**vars(problem), "trials": 60, "seeds": 3})
+
+
+def _network(
+    run: Path,
+    supernet: apq.OnceForAllNet,
+    data: apq.ImageData,
+    costs: apq.CostTable,
+    options: apq.FinetuneOptions,
+    *,
+    pairs: int | None,
+    images: int | None,
+) -> Problem:
+    store = apq.PairStore(f"sqlite:///{run}/pairs.db", supernet=supernet)
+    if pairs is not None:
+        apq.collect_pairs(supernet, data, store, pairs)
+    elif not len(store.load()):
+        store.import_npz(Path(apq.__file__).parent / "pretrained" / "cifar10" / "pairs.npz")
+    objective = apq.Objective(supernet, data, costs, finetune=options, images=images)
+    maxima = costs.compile(supernet.space).maxima
+
+    def ours(seed: int, source: object = store) -> optuna.samplers.BaseSampler:
+        return apq.APQSampler(supernet.space, costs=costs, source=source, seed=seed)
+
+    return Problem(
+        run.name,
+        list(objective.directions),
+        (1 / data.num_classes, *map(float, maxima)),
+        (1.0, *(0.0 for _ in maxima)),
+        Remembered(objective, run / "evaluated.db"),
+        ours,
+        metric_names=objective.metric_names,
+        space=supernet.space.distributions(),
+        variants={"ours, no source": lambda seed: ours(seed, None)},
+    )
