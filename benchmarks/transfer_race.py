@@ -4,14 +4,16 @@
     python benchmarks/transfer_race.py --summary       # tables and pictures of what is there
 
 Every data set of a family is a target, and each other one of the family its source: a study of
-100 random trials, the same for each seed of the target. Each run (target, source, variant, seed)
-is a file below `--out`; runs that are there are not repeated, so a race goes on where it stopped.
-The tables are those of `hpo_tables`. Each run has one thread.
+100 random trials, drawn anew for each seed. Each run (target, source, variant, seed) is a file
+below `--out`; runs that are there are not repeated, so a race goes on where it stopped. The
+tables are those of `hpo_tables`. Each run has one thread.
 
 `known` tells the sampler the costs: true to life where that is the model's size (HPOLib), the
 most that knowledge could bring where it is the time of training (HPOBench). `TPE, enqueued`
-starts with the source's Pareto front. `unrelated` is the next data set's study with the values
-shuffled among its trials, `several` the studies of all others at once.
+starts with the source's Pareto front. `several` are the studies of all others at once;
+`unrelated` is the next data set's study with the values shuffled among its trials, and is alone
+or the first of all (`several, one unrelated`). `two starts` is ours without a source and with the
+two space-filling trials that one with a source has.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ import apq_optuna as apq
 SOURCE_TRIALS = 100
 PEER_NAMES = ("random", "TPE", "TPE multivariate", "NSGA-II", "GPSampler")
 PAIRED = ("ours + source", "ours, known + source", "TPE, enqueued")
-VARIANTS = ("ours", "ours, known", *BASE, *PEER_NAMES)
+KNOWN = "ours, known"
+VARIANTS = ("ours", "ours, two starts", KNOWN, *BASE, *PEER_NAMES)
 
 
 class Job(NamedTuple):
@@ -76,9 +79,9 @@ def table(name: str, out: Path) -> Table:
     return load(name, out / "tables")
 
 
-def earlier(data: Table, *, shuffled: bool = False) -> optuna.Study:
-    """A study of random trials of a data set, always the same."""
-    rng = np.random.default_rng([SOURCE_TRIALS, *data.name.encode()])
+def earlier(data: Table, seed: int, *, shuffled: bool = False) -> optuna.Study:
+    """A study of random trials of a data set, for each seed another."""
+    rng = np.random.default_rng([SOURCE_TRIALS, seed, *data.name.encode()])
     rows = rng.choice(len(data.error), SOURCE_TRIALS, replace=False)
     values = data.values(rng.permutation(rows) if shuffled else rows)
     study = optuna.create_study(directions=DIRECTIONS)
@@ -93,13 +96,16 @@ def sources_of(job: Job) -> list[optuna.Study]:
     """The earlier studies of a run."""
     family = FAMILIES[family_of(job.target)]
     if job.variant in PAIRED:
-        return [earlier(table(job.source, job.out))]
-    if job.variant == "ours + several":
-        return [earlier(table(name, job.out)) for name in family if name != job.target]
-    if job.variant == "ours + unrelated":
-        after = family[(family.index(job.target) + 1) % len(family)]
-        return [earlier(table(after, job.out), shuffled=True)]
-    return []
+        return [earlier(table(job.source, job.out), job.seed)]
+    others = [name for name in family if name != job.target]
+    after = family[(family.index(job.target) + 1) % len(family)]
+    found = []
+    if "unrelated" in job.variant:
+        found.append(earlier(table(after, job.out), job.seed, shuffled=True))
+        others.remove(after)
+    if "several" in job.variant:
+        found += [earlier(table(name, job.out), job.seed) for name in others]
+    return found
 
 
 def study_of(job: Job, data: Table) -> optuna.Study:
@@ -109,7 +115,8 @@ def study_of(job: Job, data: Table) -> optuna.Study:
         known = {1: lambda params: data.cost[data.row(params)]}
         sampler: optuna.samplers.BaseSampler = apq.APQSampler(
             source=sources or None,
-            known=known if job.variant.startswith("ours, known") else None,
+            known=known if job.variant.startswith(KNOWN) else None,
+            n_startup_trials=2 if "two starts" in job.variant else None,
             seed=job.seed,
         )
     else:

@@ -111,7 +111,7 @@ def test_predictions_are_the_same(preset: Preset) -> None:
     for fp32 in (None, transferred(predictor).scorer(space)):
         surrogate = Surrogate(space, fp32=fp32, maximise=True).refresh(rows[:30], values)
         # the joint process, which was all there was; with main effects it is averaged now
-        model = surrogate.process
+        model = surrogate.alone
         accuracies = model._fp32(rows)
         mean, std = model.gp.joint.predict(model._columns(rows, accuracies)[0])
         process += [mean if model.trend is None else mean + model.trend(rows, accuracies), std]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from apq_optuna.predictor.averaging import AveragedProcess
+from apq_optuna.predictor.averaging import AveragedProcess, averaged
 from apq_optuna.predictor.gaussian import GaussianProcess
 from apq_optuna.predictor.metrics import PredictorMetrics, evaluate, kendall_tau, pairwise_accuracy
 
@@ -27,6 +27,7 @@ __all__ = [
     "AveragedProcess",
     "GaussianProcess",
     "PredictorMetrics",
+    "averaged",
     "evaluate",
     "kendall_tau",
     "pairwise_accuracy",

@@ -68,7 +68,7 @@ class AveragedProcess:
     ) -> AveragedProcess:
         """As `GaussianProcess.fit`, with the rows' features `(n, F)`."""
         joint = self.joint.fit(z, y, iterations=iterations, unit=unit)
-        self._features = features
+        self._features = features = np.asarray(features, float)
         self.evidence = joint.evidence
         if not len(self._groups):
             return self
@@ -81,8 +81,11 @@ class AveragedProcess:
             )  # fmt: skip
             if np.isfinite(found.fun):
                 self.scales = found.x
-        v, self._a, self._b = self._read(self.scales)
-        self._posterior = Posterior(self._sum(kernel, self._a, self._b), v, u)
+        v, self._a, b = self._read(self.scales)
+        self._posterior = Posterior(self._sum(kernel, self._a, b), v, u)
+        # asked about thousands of rows: laid out for it, and in half the memory
+        self._b = b.astype(np.float32)
+        self._weighted = np.ascontiguousarray((features * b).T, np.float32)
         other = self._posterior.evidence - len(u) * float(np.log(joint.unit))
         self.evidence = float(np.logaddexp(joint.evidence, other) - np.log(2.0))
         return self
@@ -128,17 +131,26 @@ class AveragedProcess:
         return loss, slopes + off / self._std
 
     def predict(self, z: Floats, features: Floats) -> tuple[Floats, Floats]:
-        """As `GaussianProcess.predict`, with features `(q, F)`."""
+        """As `GaussianProcess.predict`, with features `(q, F)`; single precision is enough."""
         joint = self.joint
         if not len(self._groups) or not len(joint.z):
             return joint.predict(z)
         cross = joint.kernel(z, joint.z)
         mean, std = joint.posterior(cross, joint.variance)
         cross *= self._a
-        cross += features @ (self._features * self._b).T
+        features = np.asarray(features, np.float32)
+        cross += features @ self._weighted
         own = self._a * joint.variance + features**2 @ self._b
         other, other_std = self._posterior(cross, own)
-        variance = (1.0 - HALF) * std**2 + HALF * other_std**2
-        variance += HALF * (1.0 - HALF) * (other - mean) ** 2
-        mean = (1.0 - HALF) * mean + HALF * other
-        return mean * joint.unit + joint.centre, np.sqrt(variance) * joint.unit
+        mean, std = averaged((mean, std), (other, other_std), HALF)
+        return mean * joint.unit + joint.centre, std * joint.unit
+
+
+def averaged(
+    one: tuple[Floats, Floats], other: tuple[Floats, Floats], share: float
+) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of two beliefs mixed, `share` of them the other."""
+    (mean, std), (other_mean, other_std) = one, other
+    variance = (1.0 - share) * std**2 + share * other_std**2
+    variance += share * (1.0 - share) * (other_mean - mean) ** 2
+    return (1.0 - share) * mean + share * other_mean, np.sqrt(variance)

@@ -48,7 +48,20 @@ class Constraints:
                 self._told.append(model.refresh(rows, clipped(values[told])))
         finite = snapshot.violation[np.isfinite(snapshot.violation)]
         self._least = float(finite.min(initial=np.inf)) if len(finite) else 1.0
+        if len(snapshot.running):  # what they are believed to reach need not be reached again
+            self._least = min(self._least, float(self._believed(snapshot.running).min()))
         return self
+
+    def _believed(self, rows: Genotypes) -> Floats:
+        """V of `(n, D)` rows, were every constraint as predicted, `(n,)`."""
+        total = np.zeros(len(rows))
+        for model in self._told:
+            total += np.maximum(model.predict(rows)[0], 0.0)
+        return total
+
+    def believed_met(self, rows: Genotypes) -> NDArray[np.bool_]:
+        """Whether `(n, D)` rows are predicted to meet every constraint, `(n,)`."""
+        return self._believed(rows) <= 0.0
 
     def probability(self, rows: Genotypes) -> Floats:
         """Probability that `(n, D)` rows meet every constraint, `(n,)`."""

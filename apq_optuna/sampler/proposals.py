@@ -59,6 +59,10 @@ BEYOND_FRONT = 0.3
 """The reference lies this share of an objective's range beyond the worst of the front: the front's
 own range would never let a collapsed one grow again, all trials' would reward extremes."""
 
+RANGE_ROWS = 256
+"""Random rows whose known and predicted values tell an objective's range beside the trials':
+those of a search that began with promising ones alone have seen little of it."""
+
 LEAST = 8
 """While no trial meets the constraints, the search starts at this many that break them least."""
 
@@ -102,6 +106,7 @@ class Proposer:
         self.reference = reference
         self.nearness = Nearness(space)
         self.rng = np.random.default_rng()
+        self._random = space.sample(RANGE_ROWS, np.random.default_rng(0))
         self.history = History(space, strict=joint)
         self.n_startup = self._needed_before() if n_startup_trials is None else n_startup_trials
         self.search = SEARCH if space.family is not None else PLAIN_SEARCH
@@ -244,11 +249,11 @@ class Proposer:
             # space a cell is not the value that was tried
             exact = slice(len(measured) if self.space.family is None else 0, None)
             believed[exact, known.index] = self._of_others(rows[exact])
-        usable = np.isfinite(believed).all(axis=1)
-        usable = usable & np.concatenate([snapshot.feasible, np.ones(len(snapshot.running), bool)])
-        improvement = self._improvement(believed[usable], predict) if usable.any() else None
         constraints = self._constraints.refresh(snapshot)
-        lacking = not snapshot.feasible.any() and len(snapshot.genotypes) > 0
+        feasible = np.concatenate([snapshot.feasible, constraints.believed_met(snapshot.running)])
+        usable = np.isfinite(believed).all(axis=1) & feasible
+        improvement = self._improvement(believed[usable], predict) if usable.any() else None
+        lacking = not feasible.any() and len(snapshot.genotypes) > 0
 
         def gain(candidates: Genotypes, inner: Floats | None = None) -> Floats:
             if lacking or improvement is None:  # first of all what breaks no constraint
@@ -281,7 +286,7 @@ class Proposer:
     ) -> Gain:
         """Expected hypervolume improvement: exact with one predicted objective, else sampled."""
         known, signs, index = self.known, self.signs, self.known.index
-        reference = self._reference_point(believed)  # oriented
+        reference = self._reference_point(believed, predict)  # oriented
         values = believed * signs
         if len(self.predicted) == 1 and len(index) <= 2:
             target = self.predicted[0]
@@ -321,26 +326,47 @@ class Proposer:
 
         return estimate
 
-    def _reference_point(self, believed: Floats) -> Floats:
+    def _reference_point(
+        self, believed: Floats, predict: Callable[[Genotypes], tuple[Floats, Floats]]
+    ) -> Floats:
         """Reference in minimised orientation: the user's, else chance and the largest costs."""
-        values = believed * self.signs
-        reference = np.ones(len(self.signs))
-        if len(values):
-            worst = values.max(axis=0)
-            extent = np.maximum(worst - values.min(axis=0), 1e-12)
-            nadir = values[nondominated(values)].max(axis=0)
-            reference = np.minimum(worst + 0.1 * extent, nadir + BEYOND_FRONT * extent)
-        family = self.space.family
+        given = np.full(len(self.signs), np.nan)
+        family, table = self.space.family, self.known.table
         if family is not None and len(self.predicted) == 1:
             target = self.predicted[0]
             if self.signs[target] < 0:
-                reference[target] = -1.0 / family.num_classes
-        table = self.known.table
+                given[target] = -1.0 / family.num_classes
         if isinstance(table, CompiledCosts):
-            reference[self.known.index[: len(table.maxima)]] = table.maxima
+            given[self.known.index[: len(table.maxima)]] = table.maxima
         for i, value in self.reference.items():
-            reference[i] = value * self.signs[i]
-        return np.asarray(reference)
+            given[i] = value * self.signs[i]
+        if not np.isnan(given).any():
+            return given
+        values = believed * self.signs
+        low, high = self._range(predict)
+        high = np.fmax(high, values.max(axis=0))
+        extent = np.maximum(high - np.fmin(low, values.min(axis=0)), 1e-12)
+        nadir = values[nondominated(values)].max(axis=0)
+        reference = np.minimum(high + 0.1 * extent, nadir + BEYOND_FRONT * extent)
+        return np.where(np.isnan(given), reference, given)
+
+    def _range(
+        self, predict: Callable[[Genotypes], tuple[Floats, Floats]]
+    ) -> tuple[Floats, Floats]:
+        """Least and greatest oriented values of random rows within the budgets, but for a
+        hundredth of them; NaN where there are none, and of what is neither known nor expected."""
+        low, high = np.full((2, len(self.signs)), np.nan)
+        rows = self._random[self.limits.violation(self._random) == 0]
+        index = list(self.known.index)
+        columns = [self._of_others(rows)] if index else []
+        if self.predicted:
+            index += self.predicted
+            columns.append(predict(rows)[0])
+        if index and len(rows):
+            found = np.column_stack([clipped(c) for c in np.concatenate(columns, axis=1).T])
+            found *= self.signs[index]
+            low[index], high[index] = np.quantile(found, [0.01, 0.99], axis=0)
+        return low, high
 
 
 def continuous(space: SearchSpace) -> bool:

@@ -9,8 +9,10 @@ Notation:
 The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
 first guess of what quantization costs, and the process sees, beside the decisions, the fp32
 accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are
-learned by processes of their own. Their means make the trend (`trends`) as long as it explains the
-study's own trials better than doing without.
+learned by processes of their own, and their means make the trend of an informed process
+(`trends`). Once there are trials to judge it by, it is averaged with one that does without, half
+and half, or less the worse it explains them: what holds of most of the space need not hold of the
+best, and evidence tells that late.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from apq_optuna.networks import Genotypes
-from apq_optuna.predictor import AveragedProcess, GaussianProcess
+from apq_optuna.predictor import AveragedProcess, GaussianProcess, averaged
 from apq_optuna.sampler.trends import (
     Earlier,
     LearnedTrend,
@@ -49,7 +52,10 @@ TREND_UNIT, TREND_ROWS = 0.03, 4.0
 """Deviation from the fp32 trend before any trial is seen, and the rows that this is worth."""
 
 FEWEST_TO_JUDGE = 6
-"""Own trials before a source is judged by them."""
+"""Own trials before a source is judged by them; until then it is believed."""
+
+LEAST_TRUST = 0.01
+"""A source trusted less is not asked."""
 
 LARGEST = 1e120
 """Beyond it the square of a value, or a volume of several, is more than a float holds."""
@@ -192,7 +198,8 @@ class Surrogate:
         self.informed: Process | None = None
         if earlier:
             self.informed = _over_earlier(space, trend, fp32, earlier, self.sign)
-        self.process = self.informed or self.alone
+        self.trust = float(self.informed is not None)
+        """Share of the informed process in what is predicted."""
         self._rows = -1
         self.refresh(np.zeros((0, len(space.decisions)), np.int32), np.zeros(0))
 
@@ -208,16 +215,14 @@ class Surrogate:
         self._rows = len(y)
         kept = most_telling(y * self.sign)
         rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
-        self.process = self.alone
-        if self.informed is not None:
-            self.informed.fit(rows, values, total=len(y))
-            self.process = self.informed
-            if len(values) >= FEWEST_TO_JUDGE:
-                self.alone.fit(rows, values, total=len(y))
-                if self.alone.gp.evidence > self.informed.gp.evidence - self._fitted(len(values)):
-                    self.process = self.alone
+        if self.informed is None:
+            self.alone.fit(rows, values, total=len(y))
             return self
-        self.alone.fit(rows, values, total=len(y))
+        self.informed.fit(rows, values, total=len(y))
+        if len(values) >= FEWEST_TO_JUDGE:
+            self.alone.fit(rows, values, total=len(y))
+            ahead = self.informed.gp.evidence - self._fitted(len(values)) - self.alone.gp.evidence
+            self.trust = float(expit(min(ahead, 0.0)))
         return self
 
     def _fitted(self, n: int) -> float:
@@ -227,7 +232,12 @@ class Surrogate:
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
-        return self.process.predict(genotypes)
+        if self.informed is None or self.trust < LEAST_TRUST:
+            return self.alone.predict(genotypes)
+        informed = self.informed.predict(genotypes)
+        if self.trust == 1.0:
+            return informed
+        return averaged(self.alone.predict(genotypes), informed, self.trust)
 
 
 def _over_earlier(

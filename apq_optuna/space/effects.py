@@ -60,7 +60,9 @@ class Effects:
         for i, d in enumerate(varying):
             table[i, : len(features[d]), : features[d].shape[1]] = features[d]
             used[i, : features[d].shape[1]] = True
-        self._table = table.reshape(-1, self._order) / max(len(varying), 1) ** 0.5
+        table /= max(len(varying), 1) ** 0.5
+        # products over thousands of rows are what features are for: half the memory
+        self._table = table.reshape(-1, self._order).astype(np.float32)
         self._first = self._rows * np.arange(len(varying))
         # leaving out what is 0 for all costs a copy, and pays where that is most
         self._used = np.flatnonzero(used.ravel()) if used.sum() < DENSE * used.size else None
@@ -68,7 +70,7 @@ class Effects:
         self.groups = groups if self._used is None else groups[self._used]
 
     def __call__(self, genotypes: Genotypes) -> Floats:
-        """`(n, D)` to `(n, F)`."""
+        """`(n, D)` to `(n, F)`, float32."""
         index = genotypes[:, self._decisions]
         if self._bits.any():  # one that is not in use has a place of its own, behind the choices
             active = self.space.active(genotypes)[:, self._decisions]

@@ -121,7 +121,7 @@ def test_spread_stays_honest_while_rows_come_one_by_one() -> None:
     for n in range(60, 77):
         model = surrogate.refresh(rows[:n], accuracy[:n])
     mean, std = model.predict(rows[80:])
-    std = np.hypot(std, model.process.gp.noise**0.5 * model.process.gp.unit)
+    std = np.hypot(std, model.alone.gp.noise**0.5 * model.alone.gp.unit)
     assert 0.8 < evaluate(accuracy[80:], mean, std).coverage <= 1.0
 
 
