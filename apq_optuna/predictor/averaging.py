@@ -30,7 +30,7 @@ Floats = NDArray[np.floating]
 SHARE_PRIOR = (float(np.log(0.5)), 1.0)
 """Mean and standard deviation of the logs of a and of every b."""
 
-ITERATIONS = 15
+ITERATIONS = 10
 
 HALF = 0.5
 """How much main effects are believed in."""

@@ -42,11 +42,15 @@ Gain = Callable[[Genotypes, Floats | None], Floats]
 
 Taken = Callable[[Genotypes], NDArray[np.bool_]]
 
-STARTUP = 10
-"""Space-filling trials where nothing is known."""
+STARTUP = 4
+"""Space-filling trials at first where nothing is known."""
+
+EVERY, UNTIL = 4, 24
+"""And then every fourth of the first 24: as many all at once would be most of what a short study
+has, none would leave a long one with what its first guesses led to."""
 
 STARTUP_INFORMED = 2
-"""And where a source tells what to expect, but the objectives' ranges are still to be seen."""
+"""And where a source tells what to expect or costs are known, but ranges are still to be seen."""
 
 STARTUP_CANDIDATES = 256
 SEARCH = EvolutionOptions(population=100, generations=20)
@@ -82,8 +86,8 @@ class Proposer:
         priced: The compiled cost table of a joint space.
         budgets: Upper limits by the name of a cost or of a known objective.
         reference: Reference values by objective index, where the user gave some.
-        n_startup_trials: Completed trials before the surrogates decide; None decides by what they
-            know already.
+        n_startup_trials: Completed trials before the surrogates decide; None decides by what is
+            known already.
     """
 
     def __init__(
@@ -108,7 +112,9 @@ class Proposer:
         self.rng = np.random.default_rng()
         self._random = space.sample(RANGE_ROWS, np.random.default_rng(0))
         self.history = History(space, strict=joint)
-        self.n_startup = self._needed_before() if n_startup_trials is None else n_startup_trials
+        self.n_startup, self._scattered = (
+            self._needed_before() if n_startup_trials is None else (n_startup_trials, False)
+        )
         self.search = SEARCH if space.family is not None else PLAIN_SEARCH
         self.population: Genotypes | None = None
         self._constraints = Constraints(space)
@@ -142,12 +148,22 @@ class Proposer:
 
         return told
 
-    def _needed_before(self) -> int:
-        """Space-filling trials needed: none where even the reference point is known."""
+    def _needed_before(self) -> tuple[int, bool]:
+        """Space-filling trials needed at first, and whether there are further ones between.
+
+        None where even the reference point is known.
+        """
         if not any(surrogate.knows for surrogate in self.surrogates):
-            return STARTUP
+            return STARTUP_INFORMED if self.known.index else STARTUP, True
         bounded = isinstance(self.known.table, CompiledCosts) and len(self.predicted) == 1
-        return 0 if self.space.family is not None and bounded else STARTUP_INFORMED
+        return (0 if self.space.family is not None and bounded else STARTUP_INFORMED), False
+
+    def _fills(self, snapshot: Snapshot) -> bool:
+        """Whether the next trial fills the space."""
+        done = len(snapshot.genotypes)
+        number = done + len(snapshot.running)
+        between = self._scattered and number < UNTIL and number % EVERY == 0
+        return done < self.n_startup or between
 
     def rank(
         self,
@@ -156,7 +172,7 @@ class Proposer:
     ) -> tuple[Genotypes, Callable[[Genotypes], tuple[Floats, Floats]] | None]:
         """Untried feasible genotypes, most promising first, and what predicts mean and spread."""
         taken = self.taken(snapshot)
-        if len(snapshot.genotypes) < self.n_startup:
+        if self._fills(snapshot):
             return self.fill(snapshot, constrain, taken), None
         score, gain, predict = self._acquisition(snapshot, taken)
         initial = self._start_population(snapshot)

@@ -132,8 +132,9 @@ class APQSampler(BaseSampler):
             (`{"latency_ms": 2.0}`). By default nothing is limited.
         source: An Optuna study, a `PairStore` of fp32 pairs, or a list of such. By default a study
             starts from nothing.
-        n_startup_trials: An int: completed trials before predictions decide. By default 10, with a
-            source 2, or none where costs bound the objectives.
+        n_startup_trials: An int: completed trials before predictions decide. By default 4, with
+            known costs 2, and further on every fourth of the first 24 fills the space, too; with
+            a source just 2, or none where costs bound the objectives.
         reference: A dict of floats, by name or objective index: the worst that still counts, the
             corner from which hypervolume is measured. By default just beyond the front, in a
             family's space chance accuracy and the largest costs.
