@@ -45,7 +45,8 @@ class Constraints:
             if told.any():
                 model = self._models.setdefault(name, Surrogate(self.space))
                 rows = snapshot.genotypes[told]
-                self._told.append(model.refresh(rows, clipped(values[told])))
+                model = model.refresh(rows, clipped(values[told]))
+                self._told.append(model.believing(snapshot.running))
         finite = snapshot.violation[np.isfinite(snapshot.violation)]
         self._least = float(finite.min(initial=np.inf)) if len(finite) else 1.0
         if len(snapshot.running):  # what they are believed to reach need not be reached again

@@ -243,6 +243,8 @@ class Proposer:
             surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
             for surrogate, i in zip(self.surrogates, self.predicted, strict=True)
         ]
+        # one place is not tried twice at once, for all that is not known of it
+        surrogates = [surrogate.believing(snapshot.running) for surrogate in surrogates]
         known = self.known
         factor = self.spread_factor(snapshot)
 

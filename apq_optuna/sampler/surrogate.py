@@ -17,6 +17,7 @@ best, and evidence tells that late.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -134,11 +135,19 @@ class Process:
             columns = np.insert(columns, self.coordinates.kinds, (fp32 - centre) / scale, axis=1)
         return columns, effects
 
-    def fit(self, genotypes: Genotypes, y: Floats, *, total: int | None = None) -> Process:
-        """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`."""
+    def fit(
+        self, genotypes: Genotypes, y: Floats, *, total: int | None = None, scales: bool = True
+    ) -> Process:
+        """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`.
+
+        Args:
+            genotypes, y: The rows.
+            total: Of how many they were chosen.
+            scales: Whether scales are found anew when that is due.
+        """
         n = len(y)
         total = n if total is None else total
-        due = total <= EVERY_FIT or total >= GROWTH * self._fitted
+        due = scales and (total <= EVERY_FIT or total >= GROWTH * self._fitted)
         fp32 = self._fp32(genotypes)
         if due:
             self._fitted = total
@@ -158,6 +167,14 @@ class Process:
             *self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit
         )  # fmt: skip
         return self
+
+    def beside(self, genotypes: Genotypes, y: Floats) -> Process:
+        """A copy that has learned other rows with the same scales and trend."""
+        other = copy.copy(self)
+        other.gp = copy.copy(self.gp)
+        other.gp.joint = copy.copy(self.gp.joint)
+        other.trend = copy.copy(self.trend)
+        return other.fit(genotypes, y, scales=False)
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
@@ -215,6 +232,7 @@ class Surrogate:
         self._rows = len(y)
         kept = most_telling(y * self.sign)
         rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
+        self._seen = rows, values
         if self.informed is None:
             self.alone.fit(rows, values, total=len(y))
             return self
@@ -224,6 +242,22 @@ class Surrogate:
             ahead = self.informed.gp.evidence - self._fitted(len(values)) - self.alone.gp.evidence
             self.trust = float(expit(min(ahead, 0.0)))
         return self
+
+    def believing(self, rows: Genotypes) -> Surrogate:
+        """A copy that takes what it predicts of `(k, D)` rows for seen, and so is sure of them.
+
+        What is asked for next is then elsewhere (the kriging believer of Ginsbourger, Le Riche
+        and Carraro, 2010).
+        """
+        if not len(rows):
+            return self
+        seen = np.concatenate([self._seen[0], rows])
+        values = np.concatenate([self._seen[1], self.predict(rows)[0]])
+        other = copy.copy(self)
+        other.alone = self.alone.beside(seen, values)
+        if self.informed is not None:
+            other.informed = self.informed.beside(seen, values)
+        return other
 
     def _fitted(self, n: int) -> float:
         """What the evidence of n rows owes to slopes that were fitted to them (Schwarz, 1978)."""

@@ -69,4 +69,4 @@ def test_a_trial_without_constraints_is_not_the_feasible_one() -> None:
 
     study.optimize(objective, n_trials=30)
     violation = [np.maximum(trial.user_attrs["c"], 0).sum() for trial in study.trials[1:]]
-    assert min(violation[15:]) < 0.1 * min(violation[:9])
+    assert min(violation[15:]) < 0.1 * min(violation[:4])

@@ -70,3 +70,67 @@ def test_a_study_that_began_in_a_corner_leaves_it(known: bool) -> None:
         study.enqueue_trial({"x": 0.01 * i, "y": 0.02 * i})
     study.optimize(objective, n_trials=14)
     assert max(trial.params["x"] for trial in study.trials[3:]) > 0.8
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_some_of_the_first_trials_fill_the_space_and_few_of_a_batch(known: bool) -> None:
+    """What fills the space was not predicted; the very first is drawn, as nothing is known."""
+
+    def objective(trial: optuna.Trial) -> tuple[float, ...]:
+        x, y = (trial.suggest_float(name, 0, 1) for name in "xy")
+        return ((x - y) ** 2, x) if known else ((x - y) ** 2,)
+
+    def filled(study: optuna.Study) -> list[int]:
+        return [t.number for t in study.trials if "apq:predicted" not in t.system_attrs]
+
+    def fresh() -> optuna.Study:
+        sampler = apq.APQSampler(known={1: lambda p: p["x"]} if known else None, seed=0)
+        return optuna.create_study(directions=["minimize"] * (1 + known), sampler=sampler)
+
+    study = fresh()
+    study.optimize(objective, n_trials=30)
+    assert filled(study) == ([0, 1] if known else [0, 1, 2, 3]) + [4, 8, 12, 16, 20]
+    study = fresh()
+    study.optimize(objective, n_trials=4)
+    for _ in range(3):
+        batch = [study.ask() for _ in range(8)]
+        values = [objective(trial) for trial in batch]  # sampled one by one, told together
+        for trial, value in zip(batch, values, strict=True):
+            study.tell(trial, value)
+    assert [n for n in filled(study) if n >= 4] == [4, 8, 12, 16, 20]
+
+
+def test_what_is_running_is_believed_without_being_learned() -> None:
+    rng = np.random.default_rng(0)
+    theirs, mine, running = (SPACE.sample(n, rng) for n in (60, 30, 3))
+    for model in (Surrogate(SPACE), informed_by(slope(theirs), theirs)):
+        model.refresh(mine, slope(mine))
+        before = model.predict(running)
+        sure = model.believing(running)
+        mean, std = sure.predict(running)
+        np.testing.assert_allclose(mean, before[0], atol=0.05)
+        assert (std < 0.5 * before[1]).all()
+        np.testing.assert_array_equal(model.predict(running), before)
+        assert model.believing(running[:0]) is model
+
+
+def test_a_batch_with_nothing_feasible_yet_looks_in_several_places() -> None:
+    """Nothing feasible is known, and the model is wrong of where it would be."""
+
+    def told(trial: optuna.trial.FrozenTrial) -> list[float]:
+        return [(trial.params["x"] - 0.8) ** 2 + (trial.params["y"] - 0.2) ** 2 - 0.01]
+
+    spread = []
+    for seed in range(3):
+        sampler = apq.APQSampler(constraints_func=told, n_startup_trials=4, seed=seed)
+        study = optuna.create_study(sampler=sampler)
+        for x, y in [(0.1, 0.9), (0.2, 0.8), (0.15, 0.6), (0.3, 0.95), (0.05, 0.7)]:
+            study.enqueue_trial({"x": x, "y": y})
+        study.optimize(
+            lambda t: t.suggest_float("x", 0, 1) + t.suggest_float("y", 0, 1), n_trials=5
+        )
+        batch = [study.ask() for _ in range(8)]
+        points = np.array([[t.suggest_float(n, 0, 1) for n in "xy"] for t in batch])
+        apart = np.abs(points[:, None] - points[None]).max(axis=2)
+        spread.append(np.median(apart[np.triu_indices(8, 1)]))
+    assert min(spread) > 0.3
