@@ -267,8 +267,12 @@ class RowSet:
 
     def _hash(self, rows: Genotypes) -> NDArray[np.int64]:
         with np.errstate(over="ignore"):
-            return np.asarray((rows * self._key).sum(axis=1))
+            return np.asarray(rows @ self._key)
 
     def contains(self, rows: Genotypes) -> NDArray[np.bool_]:
         """Which of `(n, D)` rows are in the set, `(n,) bool`."""
-        return np.isin(self._hash(rows), self._hashes)
+        if not len(self._hashes):
+            return np.zeros(len(rows), bool)
+        asked = self._hash(rows)
+        place = np.minimum(np.searchsorted(self._hashes, asked), len(self._hashes) - 1)
+        return np.asarray(self._hashes[place] == asked)

@@ -63,7 +63,7 @@ BEYOND_FRONT = 0.3
 """The reference lies this share of an objective's range beyond the worst of the front: the front's
 own range would never let a collapsed one grow again, all trials' would reward extremes."""
 
-RANGE_ROWS = 256
+RANGE_ROWS = 128
 """Random rows whose known and predicted values tell an objective's range beside the trials':
 those of a search that began with promising ones alone have seen little of it."""
 
