@@ -8,11 +8,11 @@ Notation:
 
 The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
 first guess of what quantization costs, and the process sees, beside the decisions, the fp32
-accuracy and the quantization noise of the policy (`Coordinates.noise`). Earlier studies are
-learned by processes of their own, and their means make the trend of an informed process
-(`trends`). Once there are trials to judge it by, it is averaged with one that does without, half
-and half, or less the worse it explains them: what holds of most of the space need not hold of the
-best, and evidence tells that late.
+accuracy and the quantization noise of the policy (`Coordinates.noise`), and no main effects.
+Earlier studies are learned by processes of their own, and their means make the trend of an
+informed process (`trends`). Once there are trials to judge it by, it is averaged with one that
+does without, half and half, or less the worse it explains them: what holds of most of the space
+need not hold of the best, and evidence tells that late.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class Process:
             **({"noise": NETWORK_NOISE} if network else {}),
         )
         several = self.points.effects.groups
-        if len(space.decisions) < 2:  # its main effect is all there is
+        # one decision's main effect is all there is; and what fp32 accuracy tells of each decision
+        # the trend has already: on `digits` main effects of the rest only misled
+        if len(space.decisions) < 2 or fp32 is not None:
             several = several[:0]
         self.gp = AveragedProcess(joint, several)
         self._fp32_scale = (0.0, 1.0)
