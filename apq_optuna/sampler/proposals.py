@@ -375,12 +375,14 @@ class Proposer:
         hundredth of them; NaN where there are none, and of what is neither known nor expected."""
         low, high = np.full((2, len(self.signs)), np.nan)
         rows = self._random[self.limits.violation(self._random) == 0]
+        if not len(rows):
+            return low, high
         index = list(self.known.index)
         columns = [self._of_others(rows)] if index else []
         if self.predicted:
             index += self.predicted
             columns.append(predict(rows)[0])
-        if index and len(rows):
+        if index:
             found = np.column_stack([clipped(c) for c in np.concatenate(columns, axis=1).T])
             found *= self.signs[index]
             low[index], high[index] = np.quantile(found, [0.01, 0.99], axis=0)
