@@ -1,8 +1,16 @@
-"""Pictures of a race: hypervolume against trials, and against the seconds that asking took."""
+"""Pictures of a race: hypervolume against trials, and against the seconds that asking took.
+
+    python benchmarks/race_figures.py [--out studies/figures]    # medians of results/race.json
+
+`sampler_race.py` draws its own runs with quartiles; the rows kept in `results/` have the medians.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +31,21 @@ def _rgba(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
+def kept(path: Path) -> dict[str, dict[str, Runs]]:
+    """The rows of a race.json as runs: one "seed" each, which is the median of all."""
+    race: dict[str, dict[str, Runs]] = defaultdict(dict)
+    for row in json.loads(path.read_text()):
+        # rows of before asking was timed: all seconds, the evaluations included
+        even = row["seconds of a run"] / row["trials"]
+        asking = row.get("asking") or [even * (n + 1) for n in range(row["trials"])]
+        race[row["problem"]][row["sampler"]] = Runs(
+            np.array([row["curve"]]), np.array([asking]), np.array([row["seconds of a run"]])
+        )
+    return race
+
+
 def draw(race: dict[str, dict[str, Runs]], *, seconds: bool = False) -> go.Figure:
-    """Medians with quartiles, one panel a problem.
+    """Medians, with quartiles where there are several seeds, one panel a problem.
 
     Args:
         race: Runs by problem and sampler.
@@ -66,10 +87,12 @@ def draw(race: dict[str, dict[str, Runs]], *, seconds: bool = False) -> go.Figur
     axis = "seconds of asking" if seconds else "trials"
     kind = {"type": "log", "dtick": 1} if seconds else {"type": "linear"}
     figure.update_xaxes(title_text=axis, **kind)
+    several = any(len(runs.curves) > 1 for samplers in race.values() for runs in samplers.values())
+    shown = "median and quartiles over seeds" if several else "median over seeds"
     figure.update_layout(
         template="plotly_white", width=375 * max(columns, 2), height=100 + 340 * rows,
         legend={"orientation": "h", "y": -0.22 / rows, "yanchor": "top"},
-        title=f"Hypervolume (share of the box) against {axis}, median and quartiles over seeds",
+        title=f"Hypervolume (share of the box) against {axis}, {shown}",
     )  # fmt: skip
     return figure
 
@@ -84,3 +107,19 @@ def write(race: dict[str, dict[str, Runs]], out: Path) -> None:
             figure.write_image(out / f"{name}.png")
         else:
             figure.write_html(out / f"{name}.html", include_plotlyjs=True)
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=Path, default=here / "results" / "race.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/race"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write(kept(arguments.rows), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
