@@ -45,6 +45,9 @@ WHOLE = 1 << 12
 SEARCH = EvolutionOptions(generations=10)
 """Of a large space for the ends of a known function: half of what one proposal takes."""
 
+APART = 0.05
+"""Share by which a known value may differ from a trial's and still be called the same."""
+
 FAR = 9.0
 """By how many times what was found its values may go beyond."""
 
@@ -113,15 +116,20 @@ class Advice:
             self._of_space(study, self._space, _not_of)
             return
         self._of_sources(study, proposer.predicted)
-        if self._space is not None and not len(snapshot.genotypes):
-            self._of_space(study, self._space, _lacking)
+        if self._space is not None and self._open(study, "space"):
+            seen = {name for trial in completed(study) for name in trial.params}
+            if not len(snapshot.genotypes) or not self._space.column.keys() <= seen:
+                self._of_space(study, self._space, _lacking)
         enough = 1 if proposer.joint else SEEN
         if len(snapshot.genotypes) < enough or proposer.known.given_names:
             return
         if self._open(study, "limits"):
             self._close(study, "limits")
-            for text in (*_of_costs(proposer), *_of_numbers(proposer)):
+            unmet = _of_reference(proposer, snapshot) if len(snapshot.genotypes) >= SEEN else ()
+            for text in (*_of_costs(proposer), *_of_numbers(proposer), *unmet):
                 self.tell(study, text)
+            if contradiction := _of_known(study, proposer):
+                self.tell(study, contradiction)
             for source in self._sources if proposer.predicted else ():
                 differing = isinstance(source, Study) and other_ranges(proposer.space, source)
                 if differing:
@@ -160,7 +168,11 @@ def _lacking(space: SearchSpace, trials: Sequence[FrozenTrial]) -> str:
     why = "all its parameters, with values that it has"
     if never and space.family is None:
         beside = f" (but {others[:5]}, which it has not)" if others else ""
-        why = f"its parameter {never[0]!r}{beside}{_alike(space, others)}"
+        return (
+            f"space: none of {len(trials)} completed trials has its parameter {never[0]!r}{beside}"
+            f"{_alike(space, others)}, so nothing is learned of it; a search space holds what "
+            "trials suggest, or is left out"
+        )
     return (
         f"space: none of {len(trials)} completed trials has {why}, so nothing is learned from "
         "them; a search space holds what every trial suggests, or is left out"
@@ -203,6 +215,40 @@ def _of_numbers(proposer: Proposer) -> Iterator[str]:
                 f"none counts: the best {end.found} is {end.low if less else end.high:.6g}, and a "
                 "reference is worse than what is wanted"
             )
+
+
+def _of_reference(proposer: Proposer, snapshot: Snapshot) -> Iterator[str]:
+    """A reference that no trial has been better than, in an objective that only trials tell."""
+    for i, value in proposer.reference.items():
+        if i in proposer.predicted:
+            best = float(np.nanmin(proposer.signs[i] * snapshot.values[:, i])) * proposer.signs[i]
+            if proposer.signs[i] * (best - value) >= 0:
+                yield (
+                    f"reference[{proposer.known.names[i]!r}]={value:g}: none of "
+                    f"{len(snapshot.values)} completed trials is better, so none counts; the best "
+                    f"is {best:.6g}, and a reference is worse than what is wanted"
+                )
+
+
+def _of_known(study: Study, proposer: Proposer) -> str | None:
+    """A function that says otherwise than every one of the latest trials that it can price."""
+    trials = completed(study)[-SEEN:]
+    for i, function in proposer.known.functions.items():
+        apart = []
+        for trial in trials:
+            with suppress(Exception), np.errstate(all="ignore"):
+                params = {name: np.array([value]) for name, value in trial.params.items()}
+                told = float(np.asarray(function(params), float).reshape(())[()])
+                apart.append((told, float(trial.values[i])))
+        far = [abs(a - b) > APART * max(abs(a), abs(b)) for a, b in apart]
+        if len(far) >= FEW and all(far):
+            told, measured = apart[-1]
+            return (
+                f"known[{proposer.known.names[i]!r}] contradicts all of the last {len(far)} "
+                f"trials, where it says {told:.6g} of the latest and its value is {measured:.6g}: "
+                "what is known is taken for exact; is it in another unit, or of another objective?"
+            )
+    return None
 
 
 @dataclass(frozen=True)

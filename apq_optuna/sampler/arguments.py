@@ -28,6 +28,7 @@ def check_kinds(
     n_startup_trials: object,
     constraints_func: object,
     independent_sampler: object,
+    seed: object,
 ) -> None:
     """Refuses arguments of another kind here, where the call is, and not in the first trial.
 
@@ -60,6 +61,13 @@ def check_kinds(
             f"independent_sampler={independent_sampler!r}: must be a sampler itself, as "
             "TPESampler() is, not its class"
         )
+    if seed is not None:
+        try:
+            natural = operator.index(seed) >= 0  # type: ignore[arg-type]
+        except TypeError:
+            natural = False
+        if not natural:
+            raise InvalidArgumentError(f"seed={seed!r}: must be a whole number, not negative")
 
 
 def meant(metric: str | int, names: Iterable[object]) -> str:
@@ -124,7 +132,7 @@ def numbers(argument: str, given: Numbers | None) -> dict[str | int, float]:
     found: dict[str | int, float] = {}
     for metric, value in _by_metric(argument, given, "{1: 4096}").items():
         try:
-            number = float(value)
+            number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
@@ -180,8 +188,11 @@ def check_sources(sources: Sequence[Source], space: SearchSpace | None) -> None:
                 raise InvalidArgumentError("source: fp32 pairs need the search space they are of")
             source.check_space(space)
         elif not isinstance(source, Study):
+            hint = "; not its trials, but the study itself" * isinstance(source, FrozenTrial)
+            hint = hint or "; optuna.load_study opens one by its name" * isinstance(source, str)
             raise InvalidArgumentError(
-                f"source={source!r}: give a PairStore, an Optuna study, or a list of both"
+                f"source={short(source)}: give a PairStore, an Optuna study, or a list of both"
+                f"{hint}"
             )
         elif space is not None and completed(source):
             shared_parameters(space, source)

@@ -68,7 +68,8 @@ class History:
     """Reads a study's trials incrementally as genotypes of one space.
 
     Args:
-        space: The space; trials that do not have its parameters are left out.
+        space: The space; trials that have none of its parameters are left out, in a family's also
+            those that lack some.
         strict: Whether the space is the sampler's own. In a family's, a parameter with another
             distribution is an error; in a plain one its range may follow from other parameters.
     """
@@ -134,7 +135,12 @@ class History:
                     f"{self._distributions[name]}: this study is of another space; use "
                     "another study_name"
                 )
-        fill = not self.strict and trial.state == TrialState.COMPLETE and bool(trial.params)
+        # in a plain space a parameter may be conditional, and is not in every trial
+        fill = (
+            self.space.family is None
+            and trial.state == TrialState.COMPLETE
+            and not self.space.column.keys().isdisjoint(trial.params)
+        )
         try:
             return self.space.from_params(trial.params, fill=fill)
         except SpaceError:
@@ -197,9 +203,10 @@ def claimed_row(trial: FrozenTrial, space: SearchSpace) -> Genotypes | None:
         return None
 
 
-def claims(trial: FrozenTrial) -> bool:
-    """Whether a trial's parameters were proposed jointly, in whatever space."""
-    return trial_attribute(trial, "claim") is not None
+def claims(trial: FrozenTrial, name: str) -> bool:
+    """Whether a parameter of a trial was proposed jointly with others, in whatever plain space."""
+    claim = trial_attribute(trial, "claim")
+    return isinstance(claim, dict) and name in (claim.get("params") or {})
 
 
 def _stack(rows: list[Genotypes], width: int) -> Genotypes:

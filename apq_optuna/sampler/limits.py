@@ -89,15 +89,9 @@ class Limits:
 
     def _at(self, rows: Genotypes, inner: Floats | None) -> Floats:
         total = np.zeros(len(rows))
-        columns: dict[str, Floats] = {}
-        if self.priced is not None:
-            costs = self.priced(rows)
-            columns = dict(zip(self.priced.metric_names, costs.T, strict=True))
+        costs, columns = self._columns(rows, inner)
+        if costs is not None:
             total += UNKNOWN_COST * ~np.isfinite(costs).all(axis=1)
-        known = self.known
-        if known.functions:
-            values = known(rows, inner)
-            columns |= {known.names[i]: values[:, c] for c, i in enumerate(known.index)}
         for metric, limit in self.budgets.items():
             if metric in columns:
                 unbounded = np.isposinf(columns[metric])
@@ -105,6 +99,25 @@ class Limits:
                 total += np.maximum(value - limit, 0.0) / max(abs(limit), 1e-12)
                 total += UNKNOWN_COST * unbounded
         return total
+
+    def _columns(
+        self, rows: Genotypes, inner: Floats | None
+    ) -> tuple[Floats | None, dict[str, Floats]]:
+        """The table's costs `(n, k)`, and with what functions say, `(n,)` each, by name."""
+        columns: dict[str, Floats] = {}
+        costs = None
+        if self.priced is not None:
+            costs = self.priced(rows)
+            columns = dict(zip(self.priced.metric_names, costs.T, strict=True))
+        if self.known.functions:
+            values = self.known(rows, inner)
+            columns |= {self.known.names[i]: values[:, c] for c, i in enumerate(self.known.index)}
+        return costs, columns
+
+    def _said(self, row: Genotypes) -> str:
+        """What a row costs of what is limited, for a message."""
+        _, columns = self._columns(row[None], self._base(row)[None])
+        return ", ".join(f"{m!r}: {columns[m][0]:.6g}" for m in self.budgets if m in columns)
 
     # ------------------------------------------------------------------ inside the cells
 
@@ -217,7 +230,8 @@ class Limits:
             )
             return np.asarray(rows[np.argsort(-scores, kind="stable")[:1]])
         raise InfeasibleBudgetError(
-            f"budgets={dict(self.budgets)}: no configuration that meets all was found; raise one"
+            f"budgets={dict(self.budgets)}: no configuration that meets all was found; raise one "
+            f"(the nearest found takes {self._said(rows[int(np.argmax(scores))])})"
             if self.budgets
             else "the device runs no configuration with the parameters that this trial fixes"
         )

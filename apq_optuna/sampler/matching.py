@@ -92,7 +92,7 @@ def match_known(
         elif space is None or joined(study, space):
             raise StudyMismatchError(
                 f"known: the study has no objective {metric!r}, but {_listed(study, names)}"
-                f"{meant(metric, names)}; use study.set_metric_names"
+                f"{meant(metric, names)}{_naming(metric)}"
             )
     return functions
 
@@ -168,7 +168,7 @@ def match_reference(
         elif space is None or joined(study, space):
             raise StudyMismatchError(
                 f"reference: the study has no objective {metric!r}, but {_listed(study, names)}"
-                f"{meant(metric, names)}; use study.set_metric_names"
+                f"{meant(metric, names)}{_naming(metric)}"
             )
     return values
 
@@ -209,6 +209,11 @@ def _listed(study: Study, names: Sequence[str]) -> str:
     """The objectives as they may be written: by name if they have such, and by index."""
     indices = list(range(len(names)))
     return f"{list(names)} (or {indices})" if study.metric_names else str(indices)
+
+
+def _naming(metric: str | int) -> str:
+    """How a study's objectives get the names that were meant."""
+    return "; use study.set_metric_names" if isinstance(metric, str) else ""
 
 
 def prescribed_by(study: Study, trial: FrozenTrial) -> dict[str, Any]:

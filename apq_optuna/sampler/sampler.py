@@ -79,6 +79,11 @@ class APQSampler(BaseSampler):
     a dict of arrays, one element a configuration. Only the error is then left to predict.
 
     >>> known = {1: lambda params: 40 * params["width"]}  # by objective index, or metric name
+
+    Many configurations are priced at once, so what depends on a category or a bound is
+    `np.where(params["kind"] == "a", ..., ...)` in place of `if`; of a parameter that not every
+    trial has, the array holds some value for all.
+
     >>> sampler = APQSampler(known=known, seed=0)
 
     Budgets. What is known can be limited from above: no proposal is beyond. Parameters show in the
@@ -95,12 +100,15 @@ class APQSampler(BaseSampler):
     True
 
     Sources. Earlier studies of the same parameters, or of some, say where to start; what they are
-    worth is judged by the study's own trials. `optuna.load_study` opens one that was stored.
+    worth is judged by the study's own trials. `optuna.load_study` opens one that was stored. Where
+    a range has changed, trials within this study's count. Objectives of one name are taken for the
+    same; without names (`Study.set_metric_names`) those in one place.
 
     >>> sampler = APQSampler(source=study, seed=0)
 
     Constraints. What only a trial tells is set by `Trial.set_constraint` (Optuna 5), or returned
     by a function that reads it from the trial's attributes; above 0 is infeasible.
+    `trial.set_constraint("seconds", seconds - 30)` in the objective does what this does:
 
     >>> def timed(trial):
     ...     trial.set_user_attr("seconds", 0.2 * trial.suggest_int("width", 8, 256, log=True))
@@ -122,7 +130,8 @@ class APQSampler(BaseSampler):
 
     Args:
         space: A `SearchSpace`; its parameters are searched together, those that it has not are
-            left to `independent_sampler`. By default the parameters of the completed trials.
+            left to `independent_sampler`; those that some trials do not suggest are conditional.
+            By default the parameters of the completed trials.
         costs: A `CostTable` of `space`; its metrics are known objectives. By default there is
             none.
         known: A dict of functions, by metric name (`Study.set_metric_names`) or objective index:
@@ -174,15 +183,14 @@ class APQSampler(BaseSampler):
         seed: int | None = None,
         warn_independent_sampling: bool = True,
     ) -> None:
-        check_kinds(space, costs, n_startup_trials, constraints_func, independent_sampler)
+        check_kinds(space, costs, n_startup_trials, constraints_func, independent_sampler, seed)
         self.space = space
         self._known = functions("known", known)
         self._budgets = numbers("budgets", budgets)
         self._reference = numbers("reference", reference)
-        sources = (
-            [] if source is None else list(source) if isinstance(source, Iterable) else [source]
-        )
-        self._sources: list[Source] = sources
+        several = isinstance(source, Iterable) and not isinstance(source, str)
+        sources = [] if source is None else list(source) if several else [source]  # type: ignore
+        self._sources: list[Source] = sources  # type: ignore[assignment]  # checked below
         self._n_startup_trials = n_startup_trials
         self._constraints_func = constraints_func
         self._own_independent = independent_sampler is None
@@ -271,7 +279,7 @@ class APQSampler(BaseSampler):
     def _should_know(self, study: Study, trial: FrozenTrial, name: str) -> bool:
         """Whether a parameter sampled on its own was part of this trial's joint proposal."""
         if self.space is None:
-            return claims(trial) and name in self._parameters(study)
+            return claims(trial, name)
         if name not in self.space.column:
             return False
         row = claimed_row(trial, self.space)

@@ -6,6 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.logging import get_logger
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -90,7 +96,7 @@ def earlier_rows(
     """Earlier trials in the part of the space that a study shares with it.
 
     The objective is the one of the same name; where either has no names, the one in the same
-    place. None where there is neither, or no trial.
+    place. None where there is neither, or no trial within the space.
 
     Raises:
         StudyMismatchError: A study that shares no parameter.
@@ -156,6 +162,8 @@ def completed(study: Study) -> list[FrozenTrial]:
 def shared_parameters(space: SearchSpace, study: Study) -> set[str]:
     """Parameters of the space that some trial of a study has, all with the space's distribution.
 
+    In a plain space another range is enough: a value that both have means the same.
+
     Raises:
         StudyMismatchError: There are none.
     """
@@ -165,7 +173,10 @@ def shared_parameters(space: SearchSpace, study: Study) -> set[str]:
         for name, distribution in trial.distributions.items():
             if name in distributions:
                 seen.add(name)
-                if distributions[name] != distribution:
+                ours = distributions[name]
+                if ours != distribution and not (
+                    space.family is None and _alike(ours, distribution)
+                ):
                     other.add(name)
     if seen - other:
         return seen - other
@@ -176,6 +187,27 @@ def shared_parameters(space: SearchSpace, study: Study) -> set[str]:
         f"{theirs[:5]}, the space {list(distributions)[:5]}{differing}; leave it out, or name "
         "and bound the parameters alike"
     )
+
+
+def _alike(one: BaseDistribution, other: BaseDistribution) -> bool:
+    """Whether values of two distributions may be the same: numbers, or some of the choices."""
+    kinds = (CategoricalDistribution, IntDistribution, FloatDistribution)
+    if not any(isinstance(one, kind) and isinstance(other, kind) for kind in kinds):
+        return False
+    if isinstance(one, CategoricalDistribution) and isinstance(other, CategoricalDistribution):
+        return any(choice in one.choices for choice in other.choices)
+    assert isinstance(one, IntDistribution | FloatDistribution)
+    assert isinstance(other, IntDistribution | FloatDistribution)
+    return max(one.low, other.low) <= min(one.high, other.high)
+
+
+def _within(space: SearchSpace, name: str, value: object) -> bool:
+    """Whether a parameter of the space takes a value."""
+    try:
+        space.decisions[space.column[name]].index_of(value)
+    except (SpaceError, TypeError):
+        return False
+    return True
 
 
 def same_study(one: Study, other: Study) -> bool:
@@ -225,18 +257,35 @@ def silent(
 
 
 def other_ranges(space: SearchSpace, source: Study) -> str | None:
-    """What is said where parameters of a plain space have other values in an earlier study."""
-    ours = space.distributions()
-    theirs = {
-        name: distribution
-        for trial in completed(source)
-        for name, distribution in trial.distributions.items()
-        if name in ours and distribution != ours[name]
-    }
-    if space.family is not None or not theirs:
+    """What is said where an earlier study's parameters have other values than a plain space's."""
+    trials = completed(source)
+    if space.family is not None or not trials:
         return None
-    name, distribution = next(iter(theirs.items()))
-    return (
-        f"source: study {source.study_name!r} has other values of {sorted(theirs)[:5]} than this "
-        f"one, and teaches nothing of them: {name} is {distribution} there, {ours[name]} here"
-    )
+    ours = space.distributions()
+    shared = shared_parameters(space, source)
+    apart: dict[str, BaseDistribution] = {}
+    outside: dict[str, int] = {}
+    for trial in trials:
+        beyond = set()
+        for name, distribution in trial.distributions.items():
+            if name in ours and name not in shared:
+                apart[name] = distribution
+            elif name in shared and not _within(space, name, trial.params[name]):
+                beyond.add(name)
+        if beyond:
+            outside[min(beyond)] = outside.get(min(beyond), 0) + 1
+    said = []
+    if apart:
+        name, distribution = next(iter(apart.items()))
+        others = len(apart) - 1
+        said.append(
+            f"teaches nothing of {name}, which is {distribution} there, {ours[name]} here"
+            + (f" (nor of {sorted(apart.keys() - {name})[:5]})" if others else "")
+        )
+    if outside:
+        name = max(outside, key=lambda name: outside[name])
+        said.append(
+            f"has {sum(outside.values())} of {len(trials)} trials outside this one's ranges, most "
+            f"by {name}, which is {ours[name]} here: nothing is learned from them"
+        )
+    return f"source: study {source.study_name!r} {'; it '.join(said)}" if said else None

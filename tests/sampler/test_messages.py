@@ -247,15 +247,42 @@ def test_a_source_of_fewer_objectives_is_told_where_the_known_ones_are_left(told
 
 
 def test_a_source_where_all_is_known_is_told(earlier: optuna.Study, told: Told) -> None:
-    run(apq.APQSampler(source=earlier, known={0: lambda p: p["x"], 1: size}, seed=0))
+    run(
+        apq.APQSampler(source=earlier, known={0: lambda p: 1 / p["w"], 1: size}, seed=0),
+        objective=lambda t: (1 / t.suggest_int("w", 1, 16), 4.0 * t.params["w"]),
+    )
     only(told(), "source: every objective is known, so there is nothing to learn")
 
 
 def test_a_sources_parameters_of_other_ranges_are_told(told: Told) -> None:
     old = optuna.create_study(study_name="old", directions=["minimize"] * 2)
-    old.optimize(lambda t: (t.suggest_float("x", 0, 5), t.suggest_int("w", 1, 16)), n_trials=4)
+    for x in (0.1, 0.4, 2.0, 3.0, 4.0):
+        old.enqueue_trial({"x": x})
+    old.optimize(lambda t: (t.suggest_float("x", 0, 5), t.suggest_int("w", 1, 16)), n_trials=5)
     run(apq.APQSampler(source=old, seed=0), 15)
-    only(told(), r"study 'old' has other values of \['x'\] .* x is Float.*high=5.0.* here")
+    only(told(), r"study 'old' has 3 of 5 trials outside this one's ranges, most by x, .*high=1.0")
+
+
+def test_a_sources_parameters_of_another_kind_are_told(told: Told) -> None:
+    old = optuna.create_study(study_name="old", directions=["minimize"] * 2)
+    old.optimize(lambda t: (t.suggest_int("x", 0, 1), t.suggest_int("w", 1, 16)), n_trials=5)
+    run(apq.APQSampler(source=old, seed=0), 15)
+    only(told(), r"study 'old' teaches nothing of x, which is Int.* there, Float.* here$")
+
+
+def test_a_known_function_that_trials_contradict_is_told(told: Told) -> None:
+    run(apq.APQSampler(known={1: lambda params: 0.004 * params["w"]}, seed=0), 13)
+    only(told(), r"known\['1'\] contradicts all of the last 10 trials, .* is it in another unit")
+
+
+def test_a_known_function_that_is_about_right_is_not_told_of(told: Told) -> None:
+    run(apq.APQSampler(known={1: lambda params: 4.001 * params["w"]}, seed=0), 13)
+    assert not told()
+
+
+def test_a_reference_that_no_trial_is_better_than_is_told(told: Told) -> None:
+    run(apq.APQSampler(reference={0: -1.0}, seed=0), 13)
+    only(told(), r"reference\['0'\]=-1: none of 10 completed trials is better, so none counts")
 
 
 def test_a_space_of_a_study_that_has_other_parameters_is_told(

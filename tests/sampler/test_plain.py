@@ -9,12 +9,13 @@ import sys
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 import apq_optuna as apq
 from apq_optuna._optuna import constraints_of
 from apq_optuna.hardware import CostTable
+from apq_optuna.space import SearchSpace
 
 from .helpers import SPACE
 
@@ -202,3 +203,30 @@ def test_known_objectives_are_given_parameters_of_one_value_too() -> None:
 
     study.optimize(measure, n_trials=4)
     assert len(study.trials) == 4
+
+
+def test_a_parameter_that_not_every_trial_has_may_be_in_the_space() -> None:
+    space = SearchSpace.from_distributions(
+        {
+            "x": FloatDistribution(0, 1),
+            "kind": CategoricalDistribution(["a", "b"]),
+            "only_a": FloatDistribution(0, 1),
+        }
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        more = (
+            trial.suggest_float("only_a", 0, 1)
+            if trial.suggest_categorical("kind", ["a", "b"]) == "a"
+            else 0.0
+        )
+        return (x - 0.3) ** 2 + more
+
+    found = []
+    for seed in range(3):
+        study = optuna.create_study(sampler=apq.APQSampler(space, seed=seed))
+        study.optimize(objective, n_trials=20)
+        found.append(study.best_value)
+        assert len({trial.params["x"] for trial in study.trials}) == 20
+    assert np.median(found) < 0.001

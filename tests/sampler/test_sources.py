@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import create_trial
 
 import apq_optuna as apq
@@ -263,7 +263,32 @@ def test_a_source_without_a_shared_parameter_is_refused(digits_costs: CostTable)
         apq.APQSampler(SPACE, costs=digits_costs, source=other, seed=0)
     study = optuna.create_study(sampler=apq.APQSampler(source=other, n_startup_trials=2))
     with pytest.raises(StudyMismatchError, match="leave it out, or name and bound"):
-        study.optimize(lambda trial: trial.suggest_float("x", 0, 2), n_trials=4)
+        study.optimize(lambda trial: trial.suggest_float("x", 2, 3), n_trials=4)
+
+
+def test_a_source_of_a_narrower_range_says_where_to_start_in_a_wider_one() -> None:
+    earlier = optuna.create_study()
+    for x in np.linspace(0, 5, 21):
+        earlier.add_trial(
+            create_trial(
+                params={"x0": x, "kind": "b"},
+                distributions={
+                    "x0": FloatDistribution(0, 5), "kind": CategoricalDistribution(["a", "b"]),
+                },
+                value=(x - 1.5) ** 2,
+            )
+        )  # fmt: skip
+
+    def wider(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("kind", ["b", "c"])
+        return (trial.suggest_float("x0", -20, 20) - 1.5) ** 2
+
+    nearest = []
+    for seed in range(3):
+        study = optuna.create_study(sampler=apq.APQSampler(source=earlier, seed=seed))
+        study.optimize(wider, n_trials=8)
+        nearest.append(study.best_value)
+    assert np.median(nearest) < 0.25  # a fortieth of the range
 
 
 def test_pairs_need_their_space(supernet: OnceForAllNet, url: str) -> None:
