@@ -13,11 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import torch
 
+from apq_optuna._memory import keep_buffers
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import Genotypes
 from apq_optuna.pairs import PairStore
-from apq_optuna.quantization import fp32_network
+from apq_optuna.quantization import fold_network, fp32_network
 from apq_optuna.supernet import Supernet, accuracy
 from apq_optuna.supernet.training import check_data
 
@@ -80,6 +81,7 @@ def collect_pairs(
             f"images={images}, calibration_images={calibration_images}: both must be at least 1"
         )
     check_data(supernet, data)
+    keep_buffers()
     store.agree(protocol_of(images, calibration_images))
     wanted = architectures(supernet, n, seed)
     todo = wanted[store.missing(wanted)]
@@ -133,7 +135,7 @@ def _evaluate(
     images, calibration_images, seed = settings
     subnet = supernet.space.decode(row)
     module = fp32_network(supernet, subnet, data, calibration_images, seed)
-    return accuracy(module, data, limit=images)
+    return accuracy(fold_network(module), data, limit=images)
 
 
 def _measure(
@@ -162,6 +164,7 @@ def _start_worker(
 ) -> None:
     global _state
     torch.set_num_threads(1)
+    keep_buffers()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _state = supernet, data, settings
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from apq_optuna._memory import keep_buffers
 from apq_optuna.data import ImageData
 from apq_optuna.hardware import CostTable
 from apq_optuna.networks import Subnet
@@ -15,6 +16,7 @@ from apq_optuna.objective import genotype_seed
 from apq_optuna.quantization import (
     FinetuneOptions,
     finetune_quantized,
+    fold_network,
     fp32_network,
     quantized_network,
     save_network,
@@ -61,6 +63,7 @@ def finish(
         MissingCostError: The table has no cost for the subnet.
     """
     check_data(supernet, data)
+    keep_buffers()
     options = options or FULL_FINETUNE
     priced = costs.network_cost(subnet.layers()) if costs is not None else ()
     started = time.perf_counter()
@@ -69,9 +72,10 @@ def finish(
     options = replace(options, steps=steps)
     supernet.to(resolve_device(device))
     seed = genotype_seed(subnet)
-    teacher = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
+    module = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
+    teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
-    network = quantized_network(teacher, subnet, data, options.calibration_images, seed)
+    network = quantized_network(module, subnet, data, options.calibration_images, seed)
     step_report = None if report is None else (lambda step, loss: report(step, steps, loss))
     finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=step_report)
     stored: dict[str, Any] = {

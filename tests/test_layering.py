@@ -22,6 +22,7 @@ FLOORS: list[dict[str, str]] = [
         "_text": "text as it is printed",
         "_files": "files, whole or not at all",
         "_checkpoints": "safetensors with a JSON sidecar",
+        "_memory": "large buffers, kept from step to step",
         "_torchvision": "torchvision, importable beside a CPU-only torch",
         "_optuna": "everything of Optuna that is private or differs between its versions",
     },

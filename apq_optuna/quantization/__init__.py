@@ -7,7 +7,13 @@ from apq_optuna.quantization.finetune import (
     fp32_network,
     quantized_network,
 )
-from apq_optuna.quantization.network import calibrate, load_network, quantize_network, save_network
+from apq_optuna.quantization.network import (
+    calibrate,
+    fold_network,
+    load_network,
+    quantize_network,
+    save_network,
+)
 from apq_optuna.quantization.quantizers import (
     calibrated_scale,
     code_range,
@@ -23,6 +29,7 @@ __all__ = [
     "code_range",
     "fake_quantize",
     "finetune_quantized",
+    "fold_network",
     "fp32_network",
     "load_network",
     "quantize",

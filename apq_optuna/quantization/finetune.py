@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,14 @@ from apq_optuna.data import ImageData
 from apq_optuna.errors import ApqError, InvalidArgumentError
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization.network import calibrate, quantize_network
+from apq_optuna.quantization.quantizers import SMALLEST_SCALE
 from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
+
+SCALE_RATE = 0.3
+"""Learning rate of step sizes, as a share of that of weights."""
+
+AHEAD = 4
+"""Batches that the teacher sees at once."""
 
 
 @dataclass(frozen=True)
@@ -107,34 +115,94 @@ def finetune_quantized(
     if options.steps == 0:
         return module.eval()
     device = str(next(module.parameters()).device)
-    scales = [p for n, p in module.named_parameters() if n.endswith("_scale")]
-    others = [p for n, p in module.named_parameters() if not n.endswith("_scale")]
-    groups = [{"params": others, "weight": 1.0}, {"params": scales, "weight": 0.3}]
+    named = list(module.named_parameters())
+    scales = FlatParameters([p for name, p in named if name.endswith("_scale")])
+    others = FlatParameters([p for name, p in named if not name.endswith("_scale")])
+    groups = [
+        {"params": [flat.vector], "weight": weight}
+        for flat, weight in ((others, 1.0), (scales, SCALE_RATE))
+        if len(flat.vector)
+    ]
     optimizer = torch.optim.Adam(groups, lr=options.learning_rate, eps=1e-8)
-    batches = _endless(data, options.batch_size, seed, device)
+    share = options.distillation if teacher is not None else 0.0
+    batches = _taught(
+        _endless(data, options.batch_size, seed, device), teacher if share else None, options.steps
+    )
     module.train()
-    for step in range(options.steps):
-        rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["weight"]
-        images, labels = next(batches)
-        optimizer.zero_grad(set_to_none=True)
-        logits = module(images)
-        loss = F.cross_entropy(logits, labels)
-        if teacher is not None and options.distillation > 0:
-            with torch.no_grad():
-                soft = teacher(images).softmax(1)
-            d = options.distillation
-            loss = (1 - d) * loss + d * F.cross_entropy(logits, soft)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss became {value} at step {step + 1} of {options.steps}")
-        loss.backward()
-        nn.utils.clip_grad_norm_(others, 5.0)
-        optimizer.step()
-        if report is not None:
-            report(step + 1, value)
+    try:
+        for step, (images, labels, soft) in enumerate(batches):
+            rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["weight"]
+            others.zero_grad()
+            scales.zero_grad()
+            logits = module(images)
+            loss = F.cross_entropy(logits, labels)
+            if soft is not None:
+                loss = (1 - share) * loss + share * F.cross_entropy(logits, soft)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss became {value} at step {step + 1} of {options.steps}"
+                )
+            loss.backward()
+            nn.utils.clip_grad_norm_([others.vector], 5.0)
+            optimizer.step()
+            scales.vector.data.clamp_min_(SMALLEST_SCALE)
+            if report is not None:
+                report(step + 1, value)
+    finally:
+        others.release()
+        scales.release()
     return module.eval()
+
+
+class FlatParameters:
+    """Parameters laid behind one another in one vector, and their gradients in another.
+
+    A network has a hundred small ones: an optimiser that goes through them one by one takes as
+    long as their layers. Each stays what it is, as a view.
+
+    Attributes:
+        vector: `(n,)` of all values, with the gradients as its `grad`.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        values = [p.detach().as_strided((p.numel(),), (1,)) for p in self._parameters]
+        self.vector = nn.Parameter(torch.cat(values) if values else torch.zeros(0))
+        self.vector.grad = torch.zeros_like(self.vector)
+        start = 0
+        for p in self._parameters:
+            shape, strides = p.shape, p.stride()
+            p.data = self.vector.data.as_strided(shape, strides, start)
+            p.grad = self.vector.grad.as_strided(shape, strides, start)
+            start += p.numel()
+
+    def zero_grad(self) -> None:
+        """Sets all gradients to zero."""
+        assert self.vector.grad is not None
+        self.vector.grad.zero_()
+
+    def release(self) -> None:
+        """Gives each parameter its values for itself, without a gradient."""
+        for p in self._parameters:
+            p.data, p.grad = p.data.clone(), None
+
+
+def _taught(
+    batches: Iterator[tuple[Tensor, Tensor]], teacher: nn.Module | None, steps: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """The first `steps` batches with a teacher's probabilities, several at a time."""
+    for start in range(0, steps, AHEAD):
+        several = list(islice(batches, min(AHEAD, steps - start)))
+        soft: Sequence[Tensor | None] = [None] * len(several)
+        if teacher is not None:
+            with torch.no_grad():
+                every = torch.cat([images for images, _ in several])
+                soft = teacher(every).softmax(1).split([len(y) for _, y in several])
+        for (images, labels), taught in zip(several, soft, strict=True):
+            yield images, labels, taught
 
 
 def _endless(

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 SMALLEST_SCALE = 1e-8
+"""No step size is smaller; training keeps to it."""
+
+CALIBRATION_AT_ONCE = 1 << 18
+"""Values with which several step sizes are tried at once; more would leave the cache."""
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -28,28 +32,61 @@ def quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Quantize and dequantize; the gradients of Esser et al., ICLR 2020, eq. 3 and 5."""
+    """Quantize and dequantize; the gradients of Esser et al., ICLR 2020, eq. 3 and 5.
+
+    With q the codes and x_hat = q * scale, inside the range d(x_hat)/d(scale) is q - x / scale and
+    d(x_hat)/dx is 1; beyond it q, which is `low` or `high`, and 0.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, scale_gradient: float
     ) -> Tensor:
-        ctx.save_for_backward(x, scale)
+        result = quantize(x, scale, low, high).mul_(scale)
+        ctx.save_for_backward(x, scale, result)
         ctx.codes = (low, high, scale_gradient)
-        return quantize(x, scale, low, high).mul_(scale)
+        return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
+        x, scale, result = ctx.saved_tensors
         low, high, scale_gradient = ctx.codes
-        v = x / scale
-        codes = v.clamp(low, high)
-        inside = codes == v
-        # eq. 3: d(x_hat)/d(scale) is round(v) - v inside the range and the clipped code outside
-        slope = codes.round().sub_(v.mul_(inside)).mul_(gradient)
-        reduce = [d for d in range(x.ndim) if scale.ndim == x.ndim and scale.shape[d] == 1]
-        step = slope.sum(reduce, keepdim=True) if scale.ndim else slope.sum()
-        return gradient * inside, step.mul_(scale_gradient), None, None, None
+        if x.device.type == "cpu" and x.dtype == torch.float32 and not scale.ndim:
+            of_x, step = _of_activations(gradient, x, result, float(scale), low, high)
+        else:
+            v = x / scale
+            codes = v.clamp(low, high)
+            inside = codes == v
+            codes = codes.round_()
+            slope = torch.where(inside, codes - v, codes).mul_(gradient)
+            of_x = torch.where(inside, gradient, 0.0)
+            reduce = [d for d in range(x.ndim) if scale.ndim == x.ndim and scale.shape[d] == 1]
+            step = slope.sum(reduce, keepdim=True) if scale.ndim else slope.sum()
+        return of_x, step.mul_(scale_gradient), None, None, None
+
+
+EDGE = 3e-7
+"""Share by which the ends of a range are moved outward, so that values on them are inside."""
+
+
+def _of_activations(
+    gradient: Tensor, x: Tensor, result: Tensor, scale: float, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a tensor with one scale, in few passes: it is large.
+
+    The kernel of `hardtanh`'s gradient lets a value through where another is inside a range.
+    """
+    keep = torch.ops.aten.hardtanh_backward
+    bottom, top = scale * (low * (1 + EDGE) - EDGE), scale * high * (1 + EDGE)
+    of_x = keep(gradient, x, bottom, top)
+    rest = keep(x, x, bottom, top)  # 0 beyond the range
+    torch.sub(result, rest, out=rest)
+    return of_x, torch.dot(_flat(gradient), _flat(rest)).div_(scale)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The values as a vector, images channels last: the order they have in memory."""
+    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).reshape(-1)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -60,7 +97,8 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
     Args:
         x: Values.
-        scale: Positive step sizes: a scalar, or of `x`'s rank with one entry per channel.
+        scale: Step sizes, at least `SMALLEST_SCALE`: a scalar, or of `x`'s rank with one entry per
+            channel.
         low, high: Integer codes, from `code_range`.
 
     Returns:
@@ -68,7 +106,7 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """
     values = x.numel() / scale.numel()
     weight = 1.0 / math.sqrt(values * max(high, 1))
-    result: Tensor = _FakeQuantize.apply(x, scale.clamp_min(SMALLEST_SCALE), low, high, weight)
+    result: Tensor = _FakeQuantize.apply(x, scale, low, high, weight)
     return result
 
 
@@ -87,12 +125,12 @@ def calibrated_scale(x: Tensor, low: int, high: int, *, per_channel: bool = Fals
     rows = x.reshape(x.shape[0], -1) if per_channel else x.reshape(1, -1)
     # up to the scale at which the largest value, of either sign, is not clipped
     full = rows.abs().amax(1, keepdim=True).div_(high).clamp_min_(SMALLEST_SCALE)
+    shares = torch.linspace(1.0, 0.2, 21, device=x.device)
     best, best_error = full, torch.full_like(full, math.inf)
-    for share in torch.linspace(1.0, 0.2, 21).tolist():
-        scale = full * share
-        error = (
-            quantize(rows, scale, low, high).mul_(scale).sub_(rows).square_().sum(1, keepdim=True)
-        )
-        best = torch.where(error < best_error, scale, best)
-        best_error = torch.minimum(error, best_error)
+    for some in shares.split(max(1, CALIBRATION_AT_ONCE // rows.numel())):
+        scale = full * some[:, None, None]  # (shares, rows, 1)
+        error = quantize(rows, scale, low, high).mul_(scale).sub_(rows).square_().sum(2, True)
+        for s, e in zip(scale, error, strict=True):
+            best = torch.where(e < best_error, s, best)
+            best_error = torch.minimum(e, best_error)
     return best.view(-1, *[1] * (x.ndim - 1)) if per_channel else best.reshape(())

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.networks.blocks import Block
+from apq_optuna.supernet.convolution import conv2d
 
 
 def channels_last(module: nn.Module) -> None:
@@ -77,7 +78,7 @@ class ElasticBlock(nn.Module):
         y = F.conv2d(x, self.expand.weight[:c])
         y = F.relu(elastic_batch_norm(y, self.expand_norm, self.training), inplace=True)
         kernel = self.depthwise.kernel(block.kernel, c)
-        y = F.conv2d(y, kernel, None, block.stride, block.kernel // 2, 1, c)
+        y = conv2d(y, kernel, None, block.stride, block.kernel // 2, c)
         y = F.relu(elastic_batch_norm(y, self.depthwise_norm, self.training), inplace=True)
         y = F.conv2d(y, self.project.weight[:, :c])
         y = elastic_batch_norm(y, self.project_norm, self.training)

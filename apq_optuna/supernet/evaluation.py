@@ -36,7 +36,7 @@ def accuracy(
     *,
     split: str = "search_validation",
     limit: int | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
 ) -> float:
     """Share of a split's images that `model` classifies correctly, in [0, 1].
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
+from apq_optuna._memory import keep_buffers
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet
@@ -151,6 +152,7 @@ def train_supernet(
         DataError: The images do not fit the space.
     """
     check_data(net, data)
+    keep_buffers()
     device = resolve_device(device)
     trainer = _Trainer(net.to(device), data, plan, Path(path), device, seed)
     trainer.resume()

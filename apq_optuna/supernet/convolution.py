@@ -1,0 +1,108 @@
+"""Depthwise convolution whose weight gradient is a convolution, too.
+
+Notation:
+    B, C        images, channels
+    H, h        rows of the input and of the output; columns alike
+    s, p, k     stride, padding, kernel
+
+The gradient of a depthwise weight is, for every channel, the correlation of input and output
+gradient, summed over the images:
+
+    dw[c, i, j] = sum over b, y, x of dy[b, c, y, x] * input[b, c, s y + i - p, s x + j - p]
+
+The CPU libraries behind torch have fast kernels of it for 3x3 only; 5x5 and 7x7 take ten to
+twenty times as long as the gradient of the input. But it is itself a depthwise convolution: of
+B x C channels, with dy as the kernel (h x h, dilation s), whose forward pass is fast. What is left
+is to sum over the images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FAST_KERNEL = 3
+"""Up to this kernel size torch's own weight gradient is quick."""
+
+POSITIONS, STRIDED_POSITIONS = 256, 64
+"""Most output positions an image for which the other way is quicker, at stride 1 and beyond."""
+
+
+def _quicker(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
+    """Whether a convolution is a depthwise one whose weight gradient is quicker our way."""
+    kernel = weight.shape[-1]
+    if kernel <= FAST_KERNEL or groups != x.shape[1] or weight.shape[0] != groups:
+        return False
+    rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in x.shape[2:])
+    limit = POSITIONS if stride == 1 else STRIDED_POSITIONS
+    return rows * columns <= limit and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, with the quicker weight gradient where there is one."""
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    if learns and _quicker(x, weight, stride, padding, groups):
+        result: Tensor = _Depthwise.apply(x, weight, bias, stride, padding)
+        return result
+    return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        s, p = ctx.stride, ctx.padding
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x, _, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, [s, s], [p, p], [1, 1], False, [0, 0], len(weight),
+                [True, False, False],
+            )  # fmt: skip
+        if ctx.needs_input_grad[1]:
+            of_weight = depthwise_weight_gradient(x, gradient, weight.shape[-1], s, p)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
+
+
+def depthwise_weight_gradient(
+    x: Tensor, gradient: Tensor, kernel: int, stride: int, padding: int
+) -> Tensor:
+    """Gradient of a depthwise weight.
+
+    Args:
+        x: `(B, C, H, W)` input.
+        gradient: `(B, C, h, w)` of the output.
+        kernel, stride, padding: Of the convolution, alike in both directions.
+
+    Returns:
+        `(C, 1, kernel, kernel)`.
+    """
+    images, channels, height, width = x.shape
+    # images beside channels, which are next to each other in memory and stay so
+    both = images * channels
+    wide = x.permute(2, 3, 0, 1).reshape(1, height, width, both).permute(0, 3, 1, 2)
+    kernels = gradient.reshape(both, 1, *gradient.shape[2:])
+    found = F.conv2d(wide, kernels, None, 1, padding, stride, both)
+    # rows that no stride reached are beyond the kernel
+    found = found[0, :, :kernel, :kernel].permute(1, 2, 0)
+    summed = found.reshape(kernel, kernel, images, channels).sum(2)
+    return summed.permute(2, 0, 1).reshape(channels, 1, kernel, kernel)
