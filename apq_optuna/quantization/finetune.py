@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from apq_optuna.data import ImageData
 from apq_optuna.errors import ApqError, InvalidArgumentError
-from apq_optuna.networks import Subnet
-from apq_optuna.quantization.network import calibrate, quantize_network
+from apq_optuna.networks import FLOAT_BITS, Subnet
+from apq_optuna.quantization.network import calibrate, quantize_network, quantized_layers
 from apq_optuna.quantization.quantizers import SMALLEST_SCALE
+from apq_optuna.quantization.together import FlatParameters, WeightsTogether
 from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
+from apq_optuna.supernet.evaluation import BATCH_PIXELS
 
 SCALE_RATE = 0.3
 """Learning rate of step sizes, as a share of that of weights."""
-
-AHEAD = 4
-"""Batches that the teacher sees at once."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +114,17 @@ def finetune_quantized(
     if options.steps == 0:
         return module.eval()
     device = str(next(module.parameters()).device)
-    named = list(module.named_parameters())
-    scales = FlatParameters([p for name, p in named if name.endswith("_scale")])
-    others = FlatParameters([p for name, p in named if not name.endswith("_scale")])
-    groups = [
-        {"params": [flat.vector], "weight": weight}
-        for flat, weight in ((others, 1.0), (scales, SCALE_RATE))
-        if len(flat.vector)
-    ]
+    together = WeightsTogether(
+        [layer for layer in quantized_layers(module) if layer.w_bits != FLOAT_BITS]
+    )
+    taken = {id(p) for p in (*together.weights.parameters, *together.scales.parameters)}
+    left = [(name, p) for name, p in module.named_parameters() if id(p) not in taken]
+    scales = FlatParameters([p for name, p in left if name.endswith("_scale")])
+    others = FlatParameters([p for name, p in left if not name.endswith("_scale")])
+    flats = [together.weights, others, together.scales, scales]
+    learned = [together.weights.vector, others.vector]
+    steps_of = [together.scales.vector, scales.vector]
+    groups = [{"params": learned, "weight": 1.0}, {"params": steps_of, "weight": SCALE_RATE}]
     optimizer = torch.optim.Adam(groups, lr=options.learning_rate, eps=1e-8)
     share = options.distillation if teacher is not None else 0.0
     batches = _taught(
@@ -134,9 +136,10 @@ def finetune_quantized(
             rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["weight"]
-            others.zero_grad()
-            scales.zero_grad()
-            logits = module(images)
+            for flat in flats:
+                flat.zero_grad()
+            with together:
+                logits = module(images)
             loss = F.cross_entropy(logits, labels)
             if soft is not None:
                 loss = (1 - share) * loss + share * F.cross_entropy(logits, soft)
@@ -146,56 +149,29 @@ def finetune_quantized(
                     f"the loss became {value} at step {step + 1} of {options.steps}"
                 )
             loss.backward()
-            nn.utils.clip_grad_norm_([others.vector], 5.0)
+            nn.utils.clip_grad_norm_(learned, 5.0)
             optimizer.step()
-            scales.vector.data.clamp_min_(SMALLEST_SCALE)
+            for vector in steps_of:
+                vector.data.clamp_min_(SMALLEST_SCALE)
             if report is not None:
                 report(step + 1, value)
     finally:
-        others.release()
-        scales.release()
+        for flat in flats:
+            flat.release()
     return module.eval()
-
-
-class FlatParameters:
-    """Parameters laid behind one another in one vector, and their gradients in another.
-
-    A network has a hundred small ones: an optimiser that goes through them one by one takes as
-    long as their layers. Each stays what it is, as a view.
-
-    Attributes:
-        vector: `(n,)` of all values, with the gradients as its `grad`.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
-        values = [p.detach().as_strided((p.numel(),), (1,)) for p in self._parameters]
-        self.vector = nn.Parameter(torch.cat(values) if values else torch.zeros(0))
-        self.vector.grad = torch.zeros_like(self.vector)
-        start = 0
-        for p in self._parameters:
-            shape, strides = p.shape, p.stride()
-            p.data = self.vector.data.as_strided(shape, strides, start)
-            p.grad = self.vector.grad.as_strided(shape, strides, start)
-            start += p.numel()
-
-    def zero_grad(self) -> None:
-        """Sets all gradients to zero."""
-        assert self.vector.grad is not None
-        self.vector.grad.zero_()
-
-    def release(self) -> None:
-        """Gives each parameter its values for itself, without a gradient."""
-        for p in self._parameters:
-            p.data, p.grad = p.data.clone(), None
 
 
 def _taught(
     batches: Iterator[tuple[Tensor, Tensor]], teacher: nn.Module | None, steps: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The first `steps` batches with a teacher's probabilities, several at a time."""
-    for start in range(0, steps, AHEAD):
-        several = list(islice(batches, min(AHEAD, steps - start)))
+    """The first `steps` batches with a teacher's probabilities, as many at a time as fit."""
+    left = steps
+    while left:
+        several = [next(batches)]
+        images = several[0][0]
+        fit = BATCH_PIXELS // max(1, len(images) * images.shape[2] * images.shape[3])
+        several += islice(batches, min(max(fit, 1), left) - 1)
+        left -= len(several)
         soft: Sequence[Tensor | None] = [None] * len(several)
         if teacher is not None:
             with torch.no_grad():

@@ -44,6 +44,7 @@ class QuantizedLayer(nn.Module):
         weight_scale: `(out, 1, ...)`, one step per output channel.
         activation_scale: `()`, one step for the input tensor; started by the first batch seen
             while `calibrating`.
+        prepared: Its quantized weights, where those of all layers were quantized at once.
     """
 
     def __init__(
@@ -72,12 +73,15 @@ class QuantizedLayer(nn.Module):
         if self.a_bits != FLOAT_BITS:
             self.activation_scale = nn.Parameter(torch.ones((), device=weight.device))
         self.calibrating = False
+        self.prepared: Tensor | None = None
 
     def extra_repr(self) -> str:
         return f"{self.name}, W{self.w_bits}A{self.a_bits}, weight={tuple(self.weight.shape)}"
 
     def quantized_weight(self) -> Tensor:
         """The weights as the device sees them."""
+        if self.prepared is not None:
+            return self.prepared
         if self.w_bits == FLOAT_BITS:
             return self.weight
         return fake_quantize(self.weight, self.weight_scale, *self.weight_codes)

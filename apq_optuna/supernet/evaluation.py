@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from apq_optuna.data import ImageData
 
+BATCH_PIXELS = 128 * 32 * 32
+"""Pixels of a batch at evaluation."""
+
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -36,7 +39,7 @@ def accuracy(
     *,
     split: str = "search_validation",
     limit: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
 ) -> float:
     """Share of a split's images that `model` classifies correctly, in [0, 1].
 
@@ -45,9 +48,12 @@ def accuracy(
         data: The data set.
         split: `train`, `search_validation` or `test`.
         limit: Most images to use.
-        batch_size: Images a batch.
+        batch_size: Images a batch; by default as many as keep a network's activations near the
+            processor.
     """
     model.eval()
+    if batch_size is None:
+        batch_size = min(max(BATCH_PIXELS // data.image_size**2, 32), 512)
     device = str(next(model.parameters()).device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     seen = 0
