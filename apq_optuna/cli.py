@@ -24,6 +24,7 @@ The steps, in order; every one goes on where it was stopped:
 and beside them:
   quickstart all of it on a small embedded data set, in two or three minutes
   hardware   cost tables: build, check, show, compare; price any torchvision model
+  cache      decoded folders of images that are kept between commands
 """
 
 _EXAMPLES = {
@@ -34,6 +35,7 @@ _EXAMPLES = {
     "  apq-optuna search --run runs/mine --predict-only --hardware cpu --max-latency-ms 0.3",
     "report": "apq-optuna report --run runs/mine --trial 17",
     "finetune": "apq-optuna finetune --run runs/mine --trial 17 --out finished",
+    "cache": "apq-optuna cache --clear",
     "hardware": "apq-optuna hardware build --device cpu --preset cifar10 --out cpu.json",
 }
 
@@ -199,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
     _common(finetune)
 
+    cache = command(
+        "cache", commands.cache,
+        "Decoded folders of images that are kept between commands. They are in $APQ_CACHE, by "
+        "default a folder of the user's cache directory, and take at most $APQ_CACHE_GIB (4).",
+    )  # fmt: skip
+    cache.add_argument("--clear", action="store_true", help="remove them")
+
     _hardware(command("hardware", commands.hardware, "Devices and cost tables."))
     return parser
 
@@ -310,6 +319,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-broken", action="store_true",
                         help="leave out a folder's images that cannot be read, and say which "
                         "(default: as trained)")  # fmt: skip
+    parser.add_argument("--no-cache", action="store_true",
+                        help="decode a folder's images anew, and keep nothing; see "
+                        "apq-optuna cache")  # fmt: skip
 
 
 def _augment(parser: argparse.ArgumentParser) -> None:

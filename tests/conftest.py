@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,10 @@ pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 FAST = apq.FinetuneOptions(steps=2, batch_size=32, calibration_images=128)
+
+# what is decoded in tests is theirs, and gone with them
+_CACHE = tempfile.TemporaryDirectory(prefix="apq-cache-")
+os.environ["APQ_CACHE"] = _CACHE.name
 
 settings.register_profile("apq", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("apq")

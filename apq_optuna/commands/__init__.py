@@ -1,9 +1,19 @@
 """What each command of `apq-optuna` does; their arguments are in `cli`."""
 
+from apq_optuna.commands.cache import cache
 from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.prepare import collect, train
 from apq_optuna.commands.quickstart import quickstart
 from apq_optuna.commands.results import finetune, report
 from apq_optuna.commands.study import search
 
-__all__ = ["collect", "finetune", "hardware", "quickstart", "report", "search", "train"]
+__all__ = [
+    "cache",
+    "collect",
+    "finetune",
+    "hardware",
+    "quickstart",
+    "report",
+    "search",
+    "train",
+]

@@ -74,6 +74,7 @@ def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) 
             fit=arguments.fit or info.get("fit", "crop"),
             skip_broken=arguments.skip_broken or info.get("skip_broken", False),
             augment=getattr(arguments, "augment", None) or info.get("augment"),
+            cache=not getattr(arguments, "no_cache", False),
         )
     say(
         f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apq_optuna.data.cache import Cache, Entry, MappedImages, key_of
 from apq_optuna.data.decode import (
     check,
     decode,
@@ -22,7 +23,7 @@ from apq_optuna.data.decode import (
     why_unreadable,
 )
 from apq_optuna.data.images import ImageData, Images, Split
-from apq_optuna.data.listing import Listing, list_parts
+from apq_optuna.data.listing import Listing, Paths, list_parts
 from apq_optuna.data.splits import assemble, stratified
 from apq_optuna.errors import DataError, DataWarning
 
@@ -32,14 +33,14 @@ IN_MEMORY_BYTES = 512 * 2**20
 NAMED = 10
 """Unreadable files that a message names; the rest are counted."""
 
-Drawn = tuple[Sequence[Path], NDArray[np.int64]]
+Drawn = tuple[Paths, NDArray[np.int64]]
 
 
 class ImageFiles(Images):
     """Images decoded from files as they are asked for, each made a square."""
 
     def __init__(self, paths: Sequence[Path], size: int, grayscale: bool, fit: str) -> None:
-        self.paths = list(paths)
+        self.paths = paths
         self.size = size
         self.grayscale = grayscale
         self.fit = fit
@@ -84,6 +85,7 @@ def load_folder(
     fit: str,
     skip_broken: bool,
     seed: int,
+    cache: bool = True,
 ) -> ImageData:
     """A folder's images; arguments and errors are those of `load_data`."""
     if not root.is_dir():
@@ -95,9 +97,13 @@ def load_folder(
     classes = next(iter(parts.values())).classes
     size, gray = _image_format(name, parts, image_size, grayscale)
     left_out: dict[Path, str] = {}
+    kept = _kept(root, parts, size, gray, fit) if cache else None
     while True:
         drawn = _draw(name, parts, seed)
-        splits, broken = _read_splits(drawn, size, gray, fit, whole=skip_broken)
+        if kept is not None:
+            splits, broken = kept.splits(drawn)
+        else:
+            splits, broken = _read_splits(drawn, size, gray, fit, whole=skip_broken)
         if not broken:
             break
         left_out |= broken
@@ -114,6 +120,45 @@ def load_folder(
     )  # fmt: skip
 
 
+class _Kept:
+    """A folder's decoded images in the cache, by file."""
+
+    def __init__(self, entry: Entry, paths: Paths) -> None:
+        self._file = entry.file
+        self._row = {name: row for row, name in enumerate(paths.names)}
+        self._broken = {paths[row]: why for row, why in entry.broken.items()}
+
+    def splits(self, drawn: Sequence[Drawn]) -> tuple[list[Split], dict[Path, str]]:
+        """What `_read_splits` gives."""
+        splits = []
+        for paths, labels in drawn:
+            rows = np.array([self._row[name] for name in paths.names], np.int64)
+            splits.append(Split(MappedImages(self._file, rows), torch.from_numpy(labels)))
+        here = {path for paths, _ in drawn for path in paths} if self._broken else set()
+        return splits, {path: why for path, why in self._broken.items() if path in here}
+
+
+def _kept(
+    root: Path, parts: Mapping[str, Listing], size: int, grayscale: bool, fit: str
+) -> _Kept | None:
+    """The folder's images in the cache, decoded into it where they are not there yet.
+
+    None where the cache does not take them.
+    """
+    paths = Paths([name for part in parts.values() for name in part.paths.names])
+    files = ImageFiles(paths, size, grayscale, fit)
+    key = key_of(root, paths.names, (size, grayscale, fit))
+    if key is None:
+        return None
+    store = Cache()
+    shape = (1 if grayscale else 3, size, size)
+    entry = store.find(key) or store.add(key, str(root.absolute()), paths, shape, files.decoded)
+    try:
+        return None if entry is None else _Kept(entry, paths)
+    except (OSError, ValueError):  # removed meanwhile
+        return None
+
+
 def _draw(name: str, parts: Mapping[str, Listing], seed: int) -> list[Drawn]:
     """Files and labels of training, search-validation and test split."""
     main = next(iter(parts.values()))
@@ -124,7 +169,7 @@ def _draw(name: str, parts: Mapping[str, Listing], seed: int) -> list[Drawn]:
         pieces = stratified(main.labels, (0.9, 0.1), seed)
     else:
         pieces = [np.arange(len(main.paths))]
-    drawn: list[Drawn] = [([main.paths[i] for i in piece], main.labels[piece]) for piece in pieces]
+    drawn: list[Drawn] = [(main.paths.take(piece), main.labels[piece]) for piece in pieces]
     given = {split: (part.paths, part.labels) for split, part in parts.items()}
     if "val" in given:
         drawn.insert(1, given["val"])
@@ -139,7 +184,7 @@ def _image_format(
     name: str, parts: Mapping[str, Listing], image_size: int | None, grayscale: bool | None
 ) -> tuple[int, bool]:
     """Side of the images, and whether they are gray."""
-    paths = [path for part in parts.values() for path in part.paths]
+    paths = Paths([name for part in parts.values() for name in part.paths.names])
     size, gray = _format_of_first(paths)
     if grayscale is None and gray and any(map(is_colour, paths)):
         gray = False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,33 @@ _LITTER = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume info
            "lost+found")  # fmt: skip
 
 
+class Paths(Sequence[Path]):
+    """Files by name; a `Path` is made when one is asked for: a hundred thousand take long.
+
+    Attributes:
+        names: As strings.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> Path | Paths:
+        if isinstance(index, slice):
+            return Paths(self.names[index])
+        return Path(self.names[index])
+
+    def take(self, indices: NDArray[np.int64]) -> Paths:
+        """Those at `indices`."""
+        return Paths([self.names[i] for i in indices.tolist()])
+
+
 @dataclass(frozen=True)
 class Listing:
     """Images of one folder with class folders.
@@ -43,7 +71,7 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    paths: list[Path]
+    paths: Paths
     labels: NDArray[np.int64]
 
     def without(self, broken: Container[Path], name: str) -> Listing:
@@ -59,7 +87,7 @@ class Listing:
                 f"data={name!r}: none of the images of {', '.join(lost)} in {self.root} can be "
                 "read, so that skip_broken (--skip-broken) would leave no image of the class"
             )
-        paths = [path for path, keep in zip(self.paths, kept, strict=True) if keep]
+        paths = self.paths.take(np.flatnonzero(kept))
         return Listing(self.root, self.classes, paths, self.labels[kept])
 
 
@@ -170,7 +198,7 @@ def _list_images(name: str, root: Path) -> Listing:
                 f"data={name!r}: {folder!r} in {root} is not UTF-8; rename the folder"
             ) from error
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-    paths = [Path(path) for files in found for path in files]
+    paths = Paths([path for files in found for path in files])
     return Listing(root, tuple(classes), paths, labels.astype(np.int64))
 
 

@@ -29,6 +29,7 @@ def load_data(
     fit: str = "crop",
     skip_broken: bool = False,
     augment: str | None = None,
+    cache: bool = True,
 ) -> ImageData:
     """Loads a data set and splits it.
 
@@ -63,6 +64,8 @@ def load_data(
         augment: What training does to images at random: `none`, `shift` (crops of the padded
             image), or `shift+flip` (mirror images as well); by default `shift` for digits and
             `shift+flip` for the others. Digits, text and signs are wrong when mirrored.
+        cache: Keeps a folder's decoded images in the user's cache directory (`$APQ_CACHE`, up to
+            `$APQ_CACHE_GIB` in all, 4 by default), where the next process finds them.
 
     Raises:
         InvalidArgumentError: Unknown name, fit or augmentation, or what only a folder can be
@@ -82,7 +85,7 @@ def load_data(
     elif name.startswith("folder:"):
         data = load_folder(
             name, _expanded(name, name.removeprefix("folder:")), image_size=image_size,
-            grayscale=grayscale, fit=fit, skip_broken=skip_broken, seed=seed,
+            grayscale=grayscale, fit=fit, skip_broken=skip_broken, seed=seed, cache=cache,
         )  # fmt: skip
     else:
         raise InvalidArgumentError(

@@ -59,7 +59,7 @@ def test_large_folders_are_decoded_as_needed(
     write_images(tmp_path, {"a": 10, "b": 10}, (8, 8), "RGB")
     in_memory = load_data(f"folder:{tmp_path}")
     monkeypatch.setattr("apq_optuna.data.folders.IN_MEMORY_BYTES", 100)
-    lazy = load_data(f"folder:{tmp_path}")
+    lazy = load_data(f"folder:{tmp_path}", cache=False)
     assert isinstance(lazy.train.images, ImageFiles)
     assert lazy.split_hash == in_memory.split_hash
     batches = [
