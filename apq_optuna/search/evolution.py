@@ -203,7 +203,10 @@ def budgeted_score(
 
     def score(genotypes: Genotypes) -> Floats:
         excess = costs(genotypes) / limits - 1.0
-        violation = np.maximum(excess, 0.0).sum(axis=1)
-        return np.where(violation > 0, -1.0 - violation, predict(genotypes))
+        scores = np.asarray(-1.0 - np.maximum(excess, 0.0).sum(axis=1))
+        inside = scores == -1.0  # only what is within the limits need be predicted
+        if inside.any():
+            scores[inside] = predict(genotypes[inside])
+        return scores
 
     return score
