@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from apq_optuna._memory import keep_buffers
+from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import Genotypes
@@ -48,6 +49,7 @@ def collect_pairs(
     calibration_images: int = CALIBRATION_IMAGES,
     workers: int = 1,
     report: Callable[[int, float], None] | None = None,
+    progress: bool = False,
 ) -> int:
     """Evaluates the largest, the smallest and random subnets until the store has the `n` of a
     seed.
@@ -65,6 +67,7 @@ def collect_pairs(
         calibration_images: Training images for BatchNorm statistics.
         workers: Processes, one thread each; 1 stays in this process with all threads.
         report: Called after each new pair with the number done and its accuracy.
+        progress: Shows a bar with the pairs done and the time left.
 
     Returns:
         How many pairs were new.
@@ -85,18 +88,22 @@ def collect_pairs(
     store.agree(protocol_of(images, calibration_images))
     wanted = architectures(supernet, n, seed)
     todo = wanted[store.missing(wanted)]
-    report = report or (lambda done, value: None)
     settings = (images, calibration_images, seed)
     buffer: list[tuple[np.ndarray, float]] = []
     written = time.perf_counter()
+    there = len(wanted) - len(todo)
+    bar = progress_bar(len(wanted), "collect", show=progress, unit="pair", initial=there)
     try:
         for done, (row, value) in enumerate(_measure(supernet, data, todo, settings, workers), 1):
             buffer.append((row, value))
-            report(done, value)
+            bar.update(1)
+            if report is not None:
+                report(done, value)
             if time.perf_counter() - written > WRITE_SECONDS:
                 _write(store, buffer)
                 written = time.perf_counter()
     finally:  # also when stopped by Ctrl-C
+        bar.close()
         _write(store, buffer)
     return len(todo)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apq_optuna._memory import keep_buffers
+from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData
 from apq_optuna.hardware import CostTable
 from apq_optuna.networks import Subnet
@@ -39,6 +40,7 @@ def finish(
     device: str = "auto",
     about: dict[str, Any] | None = None,
     report: Callable[[int, int, float], None] | None = None,
+    progress: bool = False,
 ) -> tuple[SubnetModule, dict[str, Any]]:
     """Finetunes a subnet fully, measures it once on the test split, and saves it.
 
@@ -53,6 +55,7 @@ def finish(
         device: `auto`, `cpu` or `cuda`.
         about: More to store beside it, in JSON types.
         report: Called after each step with its number, the number of steps and the loss.
+        progress: Shows a bar with the loss and the time left.
 
     Returns:
         The network, on the CPU and in evaluation mode, and what was stored beside it.
@@ -76,8 +79,15 @@ def finish(
     teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
     network = quantized_network(module, subnet, data, options.calibration_images, seed)
-    step_report = None if report is None else (lambda step, loss: report(step, steps, loss))
-    finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=step_report)
+    with progress_bar(steps, "finetune", show=progress, unit="step") as bar:
+
+        def told(step: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update(step - bar.n)
+            if report is not None:
+                report(step, steps, loss)
+
+        finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=told)
     stored: dict[str, Any] = {
         "accuracy": {
             "search_validation_fp32": fp32,

@@ -19,6 +19,7 @@ from apq_optuna._optuna import (
     set_study_attribute,
     study_attribute,
 )
+from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
 from apq_optuna.hardware import CostTable, Device
@@ -61,6 +62,8 @@ class Objective:
             trial keeps `measured_latency_ms` and `measured_spread_ms` beside `table_latency_ms`,
             the sum of the table, as user attributes. Values are the table's all the same; where
             the device fails, `not_measured` says why.
+        progress: Shows a bar of each trial's finetuning steps, gone when it ends; beside it
+            `Study.optimize(show_progress_bar=True)` shows one of the trials.
 
     Raises:
         DataError: The images do not fit the supernet.
@@ -77,6 +80,7 @@ class Objective:
         device: str = "auto",
         images: int | None = None,
         measured_on: Device | None = None,
+        progress: bool = False,
     ) -> None:
         check_data(supernet, data)
         keep_buffers()
@@ -86,6 +90,7 @@ class Objective:
         self.costs = costs
         self.finetune = finetune or FinetuneOptions()
         self.images = images
+        self.progress = progress
         self.measured_on = measured_on
         if measured_on is not None and not measured_on.runs_networks:
             raise InvalidArgumentError(
@@ -210,7 +215,13 @@ class Objective:
         teacher = fold_network(module)
         before = accuracy(teacher, self.data, limit=self.images)
         quantized = quantized_network(module, subnet, self.data, options.calibration_images, seed)
-        finetune_quantized(quantized, self.data, options, seed=seed, teacher=teacher)
+        with progress_bar(
+            options.steps, "finetune", show=self.progress, unit="step", leave=False
+        ) as bar:
+            finetune_quantized(
+                quantized, self.data, options, seed=seed, teacher=teacher,
+                report=lambda step, loss: bar.update(1),
+            )  # fmt: skip
         value = accuracy(quantized, self.data, limit=self.images)
         attributes = {
             "fp32_accuracy": before,

@@ -253,16 +253,23 @@ class PairStore:
             return AccuracyPredictor.from_bytes(packed)
         predictor = AccuracyPredictor(space.num_features, space.architecture_features, seed=seed)
         predictor.fit(self.features(space, pairs), pairs.accuracies, epochs=epochs)
+        packed = predictor.to_bytes(half=True)
         row: dict[str, object] = {
             "supernet": self.supernet,
             "split": self.split,
             "space": space.hash,
             "pairs": len(pairs),
-            "packed": predictor.to_bytes(),
+            "packed": packed,
         }
+        outdated = sa.and_(
+            self._mine(_predictors),
+            _predictors.c.space == space.hash,
+            _predictors.c.pairs < len(pairs),
+        )
         with self._engine.begin() as connection:
+            connection.execute(sa.delete(_predictors).where(outdated))
             connection.execute(self._insert_new(_predictors), [row])
-        return predictor
+        return AccuracyPredictor.from_bytes(packed)  # what the next worker will read
 
     def fp32_scorer(
         self, space: SearchSpace, pairs: Pairs

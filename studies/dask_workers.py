@@ -45,7 +45,9 @@ def main() -> None:
     if not (run / "supernet.safetensors").exists():
         torch.manual_seed(0)
         plan = apq.TrainingPlan(epochs=arguments.epochs, batch_size=64, learning_rate=0.05)
-        apq.train_supernet(apq.OnceForAllNet(space), apq.load_data("digits"), plan, run)
+        apq.train_supernet(
+            apq.OnceForAllNet(space), apq.load_data("digits"), plan, run, progress=True
+        )
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,

@@ -33,7 +33,7 @@ if not arguments.data and not arguments.table:
 if arguments.table:
     space = apq.SearchSpace.preset("imagenet")
     started = time.perf_counter()
-    table = apq.hardware.bitfusion().table(space)
+    table = apq.hardware.bitfusion().table(space, progress=True)
     print(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s")
     compiled = table.compile(space)
     costs = compiled(space.sample(10_000, np.random.default_rng(0)))

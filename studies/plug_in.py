@@ -24,12 +24,13 @@ parser.add_argument("--run", type=Path, default=Path("runs/plug-in"))
 arguments = parser.parse_args()
 arguments.run.mkdir(parents=True, exist_ok=True)
 
+print("about half a minute of training, once, then half a second a trial (2 cores)")
 data = apq.load_data("digits")
 if not (arguments.run / "supernet.safetensors").exists():
     torch.manual_seed(0)
     space = apq.SearchSpace.preset("digits")
     plan = apq.TrainingPlan(epochs=arguments.epochs, batch_size=64, learning_rate=0.05)
-    apq.train_supernet(apq.OnceForAllNet(space), data, plan, arguments.run)
+    apq.train_supernet(apq.OnceForAllNet(space), data, plan, arguments.run, progress=True)
 supernet = apq.OnceForAllNet.load(arguments.run)
 costs = apq.hardware.bitfusion_small().table(supernet.space)
 measure = apq.Objective(supernet, data, costs)
@@ -49,6 +50,6 @@ study = optuna.create_study(
     load_if_exists=True,
 )
 study.set_metric_names(["accuracy", "latency_ms", "energy_mj"])
-study.optimize(objective, n_trials=arguments.trials)
+study.optimize(objective, n_trials=arguments.trials, show_progress_bar=True)
 for trial in study.best_trials:
     print(trial.number, [round(v, 4) for v in trial.values], f"lr {trial.params['lr']:.2g}")

@@ -24,17 +24,19 @@ arguments = parser.parse_args()
 run: Path = arguments.run
 run.mkdir(parents=True, exist_ok=True)
 
+print("about half a minute of training, once, then half a second a trial (2 cores)")
 data = apq.load_data("digits")
 if not (run / "supernet.safetensors").exists():  # trained once
     torch.manual_seed(0)
     untrained = apq.OnceForAllNet(apq.SearchSpace.preset("digits"))
     plan = apq.TrainingPlan(epochs=arguments.epochs, batch_size=64, learning_rate=0.05)
-    apq.train_supernet(untrained, data, plan, run)
+    apq.train_supernet(untrained, data, plan, run, progress=True)
 
 url = f"sqlite:///{run}/apq.db"
 supernet = apq.OnceForAllNet.load(run)
 pairs = apq.PairStore(url, supernet=supernet)
-apq.collect_pairs(supernet, data, pairs, arguments.pairs)  # evaluations, no training
+# evaluations, no training
+apq.collect_pairs(supernet, data, pairs, arguments.pairs, progress=True)
 
 costs = apq.hardware.bitfusion_small().table(supernet.space)
 objective = apq.Objective(
@@ -50,7 +52,7 @@ study = optuna.create_study(
 )
 study.set_metric_names(objective.metric_names)  # accuracy, latency_ms, energy_mj
 report = apq.ParetoReport(run / "report.html", space=supernet.space)
-study.optimize(objective, n_trials=arguments.trials, callbacks=[report])
+study.optimize(objective, n_trials=arguments.trials, callbacks=[report], show_progress_bar=True)
 report.write(study)
 
 for trial in sorted(study.best_trials, key=lambda t: -t.values[0]):

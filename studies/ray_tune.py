@@ -38,7 +38,7 @@ space = apq.SearchSpace.preset("digits")
 if not (run / "supernet.safetensors").exists():
     torch.manual_seed(0)
     plan = apq.TrainingPlan(epochs=arguments.epochs, batch_size=64, learning_rate=0.05)
-    apq.train_supernet(apq.OnceForAllNet(space), data, plan, run)
+    apq.train_supernet(apq.OnceForAllNet(space), data, plan, run, progress=True)
 costs = apq.hardware.bitfusion_small().table(space)
 names, modes = ["accuracy", *costs.metric_names], ["max", "min", "min"]
 

@@ -23,6 +23,7 @@ FLOORS: list[dict[str, str]] = [
         "_files": "files, whole or not at all",
         "_checkpoints": "safetensors with a JSON sidecar",
         "_memory": "large buffers, kept from step to step",
+        "_progress": "progress bars",
         "_torchvision": "torchvision, importable beside a CPU-only torch",
         "_optuna": "everything of Optuna that is private or differs between its versions",
     },

@@ -7,11 +7,12 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from apq_optuna._progress import follow, progress_bar
 from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -210,12 +211,11 @@ def measured_table(
     journal = path.with_name(path.name + ".journal") if path is not None else None
     if journal is not None and journal.exists():
         say(f"going on from {journal}")
-    with progress_bar(1, f"{device.name}: layers") as bar:
-        table = device.table(space, journal=journal, report=_follow(bar))
+    table = device.table(space, journal=journal, progress=True)
     if networks:
         with progress_bar(1, f"{device.name}: networks") as bar:
             chosen = calibration_networks(table, space, networks)
-            table = correct(table, device, chosen, report=_follow(bar))
+            table = correct(table, device, chosen, report=follow(bar))
         about = table.provenance["correction"]
         say(
             f"corrected by {networks} whole networks: x{about['scale']:.3f} and "
@@ -226,20 +226,6 @@ def measured_table(
         table.save(path)  # only now: a table that is there is whole
         journal.unlink(missing_ok=True)
     return table
-
-
-def _follow(bar: Any) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return show
-
-
-def progress_bar(total: float, text: str, **options: Any) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=text, mininterval=0.5, dynamic_ncols=True, **options)
 
 
 def program_path() -> Path:

@@ -9,7 +9,6 @@ from apq_optuna.commands.common import (
     load_images,
     load_supernet,
     program_path,
-    progress_bar,
     say,
     set_threads,
     storage_url,
@@ -55,23 +54,9 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
         f"{largest.macs / 1e6:.2f} MMACs"
     )
     started = time.perf_counter()
-    with progress_bar(
-        100, "train", bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
-
-        def show(progress: float, phase: str, loss: float) -> None:
-            bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
-            bar.update(100 * progress - bar.n)
-
-        train_supernet(
-            net,
-            data,
-            plan,
-            arguments.run,
-            device=arguments.device,
-            seed=arguments.seed,
-            report=show,
-        )
+    train_supernet(
+        net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed, progress=True
+    )
     accuracies = [
         accuracy(fp32_network(net, subnet, data, 512, 0), data) for subnet in (largest, smallest)
     ]
@@ -113,12 +98,10 @@ def collect_pairs_of(
     from apq_optuna.supernet.training import resolve_device
 
     supernet.to(resolve_device(arguments.device))
-    before = len(store)
-    with progress_bar(pairs, "collect", unit="pair", initial=min(before, pairs)) as bar:
-        collect_pairs(
-            supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
-            report=lambda done, value: bar.update(1),
-        )  # fmt: skip
+    collect_pairs(
+        supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
+        progress=True,
+    )  # fmt: skip
     found = store.load().accuracies
     say(
         f"{len(found)} fp32 pairs: accuracy {found.min():.4f} to {found.max():.4f}, "

@@ -8,7 +8,6 @@ from apq_optuna.commands.common import (
     cost_table,
     load_supernet,
     program_path,
-    progress_bar,
     run_folder,
     say,
     set_threads,
@@ -20,12 +19,13 @@ from apq_optuna.errors import InvalidArgumentError
 
 
 def report(arguments: Any) -> None:
-    from apq_optuna.report import save_to_dashboard, study_figures, write_html
+    from apq_optuna.report import save_to_dashboard, study_figures, summarise, write_html
 
     study = stored_study(arguments)
-    figures = study_figures(study, trial=arguments.trial)
+    summary = summarise(study)
+    figures = study_figures(study, trial=arguments.trial, summary=summary)
     path = arguments.out or run_folder(arguments) / f"{arguments.study}.html"
-    write_html(study, figures, path)
+    write_html(study, figures, path, summary=summary)
     save_to_dashboard(study, figures)
     say(f"report: {path}")
     say(f"dashboard: {program_path().with_name('optuna-dashboard')} {storage_url(arguments)}")
@@ -54,18 +54,11 @@ def finetune(arguments: Any) -> None:
         raise InvalidArgumentError(
             f"--out {path} holds a finished network, tested once; choose another folder"
         )
-    with progress_bar(1, f"finetune trial {number}", unit="step") as bar:
-
-        def show(step: int, steps: int, loss: float) -> None:
-            bar.total = steps
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update(step - bar.n)
-
-        _, stored = finish(
-            supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
-            device=arguments.device, about={"study": arguments.study, "trial": number},
-            report=show,
-        )  # fmt: skip
+    say(f"finetuning trial {number}")
+    _, stored = finish(
+        supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
+        device=arguments.device, about={"study": arguments.study, "trial": number}, progress=True,
+    )  # fmt: skip
     measured = stored["accuracy"]
     again = accuracy(load_network(path), data)
     say(

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apq_optuna._progress import progress_bar
 from apq_optuna.commands.common import (
     completed_trials,
     cost_table,
     find_study,
     load_supernet,
     program_path,
-    progress_bar,
     quiet,
     run_folder,
     say,

@@ -338,9 +338,17 @@ class AccuracyPredictor:
             raise CheckpointError(f"{origin} is not an accuracy predictor: {error}") from error
         return predictor
 
-    def to_bytes(self) -> bytes:
-        """The predictor as safetensors bytes, its settings in the metadata."""
-        packed: bytes = save(self._tensors(), metadata={"about": json.dumps(self._about())})
+    def to_bytes(self, *, half: bool = False) -> bytes:
+        """The predictor as safetensors bytes, its settings in the metadata.
+
+        Args:
+            half: Weights in half precision: half of the bytes, and predictions that differ by less
+                than a thousandth of their spread.
+        """
+        tensors = self._tensors()
+        if half:
+            tensors = {name: tensor.half() for name, tensor in tensors.items()}
+        packed: bytes = save(tensors, metadata={"about": json.dumps(self._about())})
         return packed
 
     @classmethod

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from apq_optuna._files import replace_file
 from apq_optuna.hardware.tables.compare import Comparison, LayerCosts
 from apq_optuna.prediction import PredictedFront
+from apq_optuna.report.page import figure_div, plotting_script
 from apq_optuna.report.plots import BASELINE, BIT_COLOURS, DOMINATED, FRONT, layout, title_of
 
 _DASHES = ("dot", "dash", "longdash", "dashdot", "longdashdot", "solid")
@@ -107,9 +108,11 @@ def predicted_figure(front: PredictedFront) -> go.Figure:
 
 def write_figure(figure: go.Figure, path: Path) -> Path:
     """Writes a figure as a page that needs no network."""
-    replace_file(
-        path, figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'></head><body>"
+        f"{plotting_script()}{figure_div('figure', figure)}</body></html>"
     )
+    replace_file(path, page.encode())
     return path
 
 

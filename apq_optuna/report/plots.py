@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from apq_optuna.report.summary import StudySummary
-from apq_optuna.search import hypervolume
+from apq_optuna.search import hypervolume_growth
 
 FRONT, DOMINATED, BASELINE, RUNNING = "#1f5fbf", "#9aa0a6", "#d9730d", "#5f6368"
 BIT_COLOURS = [
@@ -100,12 +100,7 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
 def hypervolume_figure(summary: StudySummary) -> go.Figure:
     """Hypervolume of the front after each trial."""
     figure = go.Figure()
-    points, reference = summary.oriented(), summary.reference()
-    volumes, best = [], 0.0
-    for n in range(1, len(points) + 1):
-        if (points[n - 1] < reference).all():
-            best = hypervolume(points[:n], reference)
-        volumes.append(best)
+    volumes = hypervolume_growth(summary.oriented(), summary.reference())
     figure.add_scatter(
         x=summary.numbers, y=volumes, mode="lines", line={"shape": "hv", "color": FRONT},
         name="hypervolume", hovertemplate="trial %{x}: %{y:.5g}<extra></extra>",

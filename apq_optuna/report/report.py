@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import html
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from apq_optuna._optuna import set_study_attribute, study_attribute
 from apq_optuna.errors import ApqError, InvalidArgumentError
 from apq_optuna.networks import Genotypes, Subnet
 from apq_optuna.report import network_plots, plots
+from apq_optuna.report.page import figure_div, plotting_script
 from apq_optuna.report.summary import StudySummary, summarise
 from apq_optuna.space import SearchSpace
 
@@ -95,15 +97,20 @@ class ParetoReport:
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
             self._at_exit = None
-        figures = study_figures(study, space=self.space)
-        write_html(study, figures, self.path, self.space)
+        summary = summarise(study, self.space)
+        figures = study_figures(study, summary=summary)
+        write_html(study, figures, self.path, summary=summary)
         if self.dashboard:
             save_to_dashboard(study, figures)
         return self.path
 
 
 def study_figures(
-    study: Study, *, space: SearchSpace | None = None, trial: int | None = None
+    study: Study,
+    *,
+    space: SearchSpace | None = None,
+    trial: int | None = None,
+    summary: StudySummary | None = None,
 ) -> dict[str, go.Figure]:
     """Every figure of a study, by id.
 
@@ -111,11 +118,12 @@ def study_figures(
         study: The study.
         space: The joint space, for pictures of networks; by default the one stored in the study.
         trial: Number of the trial whose network is drawn; by default the front's most accurate.
+        summary: What `summarise` says of the study, if it was asked already.
 
     Raises:
         InvalidArgumentError: There is no such completed trial.
     """
-    summary = summarise(study, space)
+    summary = summary or summarise(study, space)
     figures = {
         "pareto-front": plots.front_figure(summary, stored_baselines(study)),
         "hypervolume": plots.hypervolume_figure(summary),
@@ -196,18 +204,11 @@ def write_html(
     figures: Mapping[str, go.Figure],
     path: Path,
     space: SearchSpace | None = None,
+    summary: StudySummary | None = None,
 ) -> None:
     """Writes figures and the front as one self-contained HTML file."""
-    summary = summarise(study, space)
-    parts = []
-    for position, (name, figure) in enumerate(figures.items()):
-        body = figure.to_html(
-            full_html=False,
-            include_plotlyjs=position == 0,
-            div_id=name,
-            config={"responsive": True},
-        )
-        parts.append(f"<section>{body}</section>")
+    summary = summary or summarise(study, space)
+    drawn = "".join(f"<section>{figure_div(name, f)}</section>" for name, f in figures.items())
     states = ", ".join(f"{n} {state.lower()}" for state, n in sorted(summary.states.items()))
     rows = [
         line.split() for line in summary.table().replace("mean bits", "mean-bits").splitlines()
@@ -223,18 +224,37 @@ def write_html(
         f"<p class='quiet'>Trials: {states or 'none yet'}. Accuracy is measured on "
         "search-validation images after quantization-aware finetuning; costs come "
         "from the hardware table.</p>"
-        f"{''.join(parts)}<h2>Front</h2><table>{cells}</table></body></html>"
+        f"{plotting_script()}{drawn}<h2>Front</h2><table>{cells}</table></body></html>"
     )
     replace_file(Path(path), document.encode())
 
 
 def save_to_dashboard(study: Study, figures: Mapping[str, go.Figure]) -> None:
     """Saves figures into the study, where optuna-dashboard shows them."""
-    from optuna_dashboard import save_plotly_graph_object
-
+    save_plotly_graph_object = _saver()
     for name, figure in figures.items():
         slim = go.Figure(figure)
         # the template is most of a figure's size; what is higher than its place there is cut off
         slim.update_layout(template="none", height=min(figure.layout.height or 450, DASHBOARD_PX))
         slim.update_xaxes(automargin=True).update_yaxes(automargin=True)
         save_plotly_graph_object(study, slim, graph_object_id=f"apq-{name}")
+
+
+def _saver() -> Callable[..., object]:
+    """optuna-dashboard's function that saves a figure, without the server and scikit-learn that
+    come with its package: they take longer to import than all figures to draw."""
+    package = importlib.util.find_spec("optuna_dashboard")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder) / "_custom_plot_data.py"
+        spec = importlib.util.spec_from_file_location("apq_optuna_dashboard_figures", file)
+        if file.is_file() and spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            with contextlib.suppress(ImportError):
+                spec.loader.exec_module(module)
+            if hasattr(module, "save_plotly_graph_object"):
+                saver: Callable[..., object] = module.save_plotly_graph_object
+                return saver
+    import optuna_dashboard  # where its files lie in another way
+
+    whole: Callable[..., object] = optuna_dashboard.save_plotly_graph_object
+    return whole

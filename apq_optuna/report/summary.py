@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,21 +45,34 @@ class StudySummary:
     states: dict[str, int]
     space: SearchSpace | None = None
 
+    @cached_property
+    def _rows(self) -> list[Genotypes | None]:
+        """The network of every trial."""
+        found: list[Genotypes | None] = []
+        for trial in self.trials:
+            row = None
+            if self.space is not None and self.space.family is not None:
+                with suppress(SpaceError):
+                    row = self.space.from_params(trial.params)
+            found.append(row)
+        return found
+
+    @cached_property
+    def _bits(self) -> NDArray[np.float64]:
+        bits = np.full(len(self.trials), np.nan)
+        there = [i for i, row in enumerate(self._rows) if row is not None]
+        if self.space is not None and there:
+            rows = [row for row in self._rows if row is not None]
+            bits[there] = self.space.mean_bits(np.stack(rows))
+        return bits
+
     def genotype(self, index: int) -> Genotypes | None:
         """The network of a trial, `(D,)`; None where it has none of the space."""
-        if self.space is None or self.space.family is None:
-            return None
-        try:
-            return self.space.from_params(self.trials[index].params)
-        except SpaceError:
-            return None
+        return self._rows[index]
 
     def mean_bits(self, index: int) -> float:
         """Mean of the bit-widths of a trial's network; NaN where it has none."""
-        row = self.genotype(index)
-        if self.space is None or row is None:
-            return float("nan")
-        return float(self.space.mean_bits(row[None])[0])
+        return float(self._bits[index])
 
     def oriented(self) -> NDArray[np.float64]:
         """Values with every objective to be minimised, `(n, M)`."""

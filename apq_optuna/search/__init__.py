@@ -3,7 +3,7 @@
 from apq_optuna.search.ehvi import KnownCostEHVI, SampledEHVI, expected_excess
 from apq_optuna.search.evolution import EvolutionOptions, EvolutionResult, budgeted_score, evolve
 from apq_optuna.search.front import FrontResult, evolve_front
-from apq_optuna.search.pareto import hypervolume, nondominated
+from apq_optuna.search.pareto import hypervolume, hypervolume_growth, nondominated
 
 __all__ = [
     "EvolutionOptions",
@@ -16,5 +16,6 @@ __all__ = [
     "evolve_front",
     "expected_excess",
     "hypervolume",
+    "hypervolume_growth",
     "nondominated",
 ]

@@ -40,6 +40,24 @@ def hypervolume(values: Floats, reference: Floats) -> float:
     return _volume(values[nondominated(values)], reference)
 
 
+def hypervolume_growth(values: Floats, reference: Floats) -> Floats:
+    """Hypervolume of the first 1, 2, ... rows, `(n,)`.
+
+    Each row adds its own box, less what the front before it covers of that.
+    """
+    values, reference = np.asarray(values, float), np.asarray(reference, float)
+    gains = np.zeros(len(values))
+    front = np.zeros((0, values.shape[1]))
+    for n in np.flatnonzero((values < reference).all(axis=1)):
+        if (front <= values[n]).all(axis=1).any():
+            continue
+        gains[n] = np.prod(reference - values[n]) - hypervolume(
+            np.maximum(front, values[n]), reference
+        )
+        front = np.concatenate([front[(front < values[n]).any(axis=1)], values[n : n + 1]])
+    return np.cumsum(gains)
+
+
 def _volume(front: Floats, reference: Floats) -> float:
     if front.shape[1] == 1:
         return float(reference[0] - front.min())

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna._memory import keep_buffers
+from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet
@@ -130,6 +131,7 @@ def train_supernet(
     device: str = "auto",
     seed: int = 0,
     report: Callable[[float, str, float], None] | None = None,
+    progress: bool = False,
 ) -> OnceForAllNet:
     """Trains a supernet, and goes on from the checkpoint in `path` if there is one.
 
@@ -143,6 +145,7 @@ def train_supernet(
         seed: Of order, augmentation and sampled subnets.
         report: Called after each step with progress in [0, 1], the phase, and the largest
             network's loss.
+        progress: Shows a bar with the phase, the loss and the time left.
 
     Returns:
         `net`, in evaluation mode, on the CPU.
@@ -156,7 +159,17 @@ def train_supernet(
     device = resolve_device(device)
     trainer = _Trainer(net.to(device), data, plan, Path(path), device, seed)
     trainer.resume()
-    trainer.run(report or (lambda progress, phase, loss: None))
+    with progress_bar(
+        100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    ) as bar:
+
+        def told(done: float, phase: str, loss: float) -> None:
+            bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
+            bar.update(100 * done - bar.n)
+            if report is not None:
+                report(done, phase, loss)
+
+        trainer.run(told)
     net.to("cpu").eval()
     net.data_info = {
         "name": data.name,

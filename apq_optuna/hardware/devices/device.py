@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apq_optuna._progress import follow, progress_bar
 from apq_optuna.errors import MissingCostError
 from apq_optuna.hardware.costs import (
     Cost,
@@ -164,6 +165,7 @@ class Device:
         *,
         journal: str | Path | None = None,
         report: Report | None = None,
+        progress: bool = False,
     ) -> CostTable:
         """Costs of every layer choice of a space, fixed layers included.
 
@@ -174,6 +176,7 @@ class Device:
             journal: A file that costs are added to as they come; a table that was stopped goes on
                 from it. It is left there: delete it once the table is saved.
             report: Told how many of all costs are there.
+            progress: Shows a bar with the costs there are and the time left.
 
         Returns:
             The table; its provenance has the device's, the date and the space.
@@ -186,4 +189,6 @@ class Device:
         """
         from apq_optuna.hardware.tables.build import build_table
 
-        return build_table(self, space, journal=journal, report=report)
+        with progress_bar(1, f"{self.name}: layers", show=progress) as bar:
+            told = follow(bar, report) if progress else report
+            return build_table(self, space, journal=journal, report=told)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from apq_optuna._text import aligned
 from apq_optuna.errors import CostTableError, InvalidArgumentError
@@ -91,6 +90,8 @@ def compare_tables(
         raise CostTableError("no network of the space runs on both devices")
     rows, latencies = rows[both], latencies[:, both]
     widths = space.bits or tuple(sorted(fixed_widths(space)))
+    from scipy.stats import spearmanr  # slow to import, and for this alone
+
     correlation = float(spearmanr(*latencies).statistic)
     return Comparison(
         (tables[0].device, tables[1].device),
