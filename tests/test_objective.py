@@ -171,3 +171,20 @@ def test_limits_on_images_are_kept(
     objective = apq.Objective(supernet, digits, digits_costs, finetune=FAST, images=50)
     value, _ = objective.measure(supernet.largest)
     assert round(value * 50, 6) == round(value * 50)
+
+
+def test_a_study_of_another_arithmetic_goes_on_and_is_told(
+    objective: apq.Objective, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finetuning rounds in another order since: by less than a seed makes, but it is said."""
+    from apq_optuna._optuna import set_study_attribute, study_attribute
+
+    study = optuna.create_study(directions=objective.directions)
+    objective.check_study(study)
+    objective.check_study(study)
+    assert not caplog.records
+    conditions = study_attribute(study, "objective")
+    assert conditions.pop("arithmetic") == 2
+    set_study_attribute(study, "objective", conditions)
+    objective.check_study(study)
+    assert "was begun when finetuning rounded in another order" in caplog.text

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 
 import apq_optuna as apq
 from apq_optuna.collect import architectures
@@ -80,6 +81,18 @@ def test_the_predictor_is_fitted_once(store: PairStore, monkeypatch: pytest.Monk
     features = store.features(store.space, pairs)
     again = store.fp32_predictor(store.space, pairs, epochs=2)
     np.testing.assert_array_equal(first.predict(features), again.predict(features))
+
+
+def test_a_cached_predictor_gives_way_to_one_of_more_pairs(store: PairStore, url: str) -> None:
+    store.add(rows_of(store, 40), np.random.default_rng(1).random(40))
+    predictor = store.fp32_predictor(store.space, store.load(), epochs=1)
+    store.add(rows_of(store, 60)[40:], np.random.default_rng(1).random(20))
+    store.fp32_predictor(store.space, store.load(), epochs=1)
+    with sqlalchemy.create_engine(url).connect() as connection:
+        kept = connection.execute(sqlalchemy.text("select pairs, packed from apq_predictors"))
+        ((pairs, packed),) = kept.all()
+    assert pairs == len(store)
+    assert len(packed) < 0.51 * len(predictor.to_bytes())
 
 
 def test_export_and_import(store: PairStore, supernet: OnceForAllNet, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from apq_optuna.search import (
     budgeted_score,
     evolve,
     hypervolume,
+    hypervolume_growth,
     nondominated,
 )
 from apq_optuna.search.evolution import Variation
@@ -45,6 +46,15 @@ def test_hypervolume_equals_inclusion_and_exclusion(seed: int, m: int) -> None:
         for chosen in itertools.combinations(values, size):
             total -= (-1) ** size * np.prod(1.0 - np.max(chosen, axis=0))
     assert hypervolume(values, np.ones(m)) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_hypervolume_growth_is_that_of_every_beginning(m: int) -> None:
+    values = np.random.default_rng(m).random((40, m)).round(1) * 1.2  # some equal, some beyond
+    growth = hypervolume_growth(values, np.ones(m))
+    wanted = [hypervolume(values[:n], np.ones(m)) for n in range(1, 41)]
+    assert growth == pytest.approx(wanted)
+    assert len(hypervolume_growth(values[:0], np.ones(m))) == 0
 
 
 def test_hypervolume_equals_optunas() -> None:
