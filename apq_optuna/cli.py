@@ -296,7 +296,12 @@ def _space(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads (default: all cores, shared "
+        "with other commands of this program that run)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
 

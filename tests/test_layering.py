@@ -24,6 +24,7 @@ FLOORS: list[dict[str, str]] = [
         "_checkpoints": "safetensors with a JSON sidecar",
         "_memory": "large buffers, kept from step to step",
         "_progress": "progress bars",
+        "_threads": "cores shared among processes",
         "_torchvision": "torchvision, importable beside a CPU-only torch",
         "_optuna": "everything of Optuna that is private or differs between its versions",
     },

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from apq_optuna._progress import follow, progress_bar
+from apq_optuna._threads import SharedCores
 from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -30,10 +33,29 @@ CORRECTING_NETWORKS = 5
 
 
 def set_threads(arguments: Any) -> None:
+    """As many threads as `--threads` says, else a share of the cores; see `share_cores`."""
     if getattr(arguments, "threads", None):
         import torch
 
         torch.set_num_threads(arguments.threads)
+    else:
+        share_cores()
+
+
+@cache
+def _cores() -> SharedCores:
+    return SharedCores()
+
+
+def share_cores() -> None:
+    """Takes this process's share of the cores, as there are others of these commands, or not."""
+    if os.environ.get("OMP_NUM_THREADS"):  # somebody has decided
+        return
+    import torch
+
+    wanted = _cores().share()
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
 
 
 def run_folder(arguments: Any, *, make: bool = True) -> Path:

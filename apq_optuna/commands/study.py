@@ -19,6 +19,7 @@ from apq_optuna.commands.common import (
     run_folder,
     say,
     set_threads,
+    share_cores,
     storage_url,
     supernet_images,
     take_in_pairs,
@@ -29,6 +30,7 @@ from apq_optuna.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.study import Study
+    from optuna.trial import Trial
 
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable, Device
@@ -180,9 +182,14 @@ def run_study(
                     f"{lost} trials in a row gave no values; the last one: {reason}"
                 )
 
+        def measure(trial: Trial) -> tuple[float, ...] | float:
+            if not arguments.threads:
+                share_cores()  # others may have come or gone
+            return objective(trial)
+
         if done < arguments.trials:
             study.optimize(
-                objective,
+                measure,
                 callbacks=[
                     count,
                     drawing,
