@@ -22,7 +22,7 @@ The steps, in order; every one goes on where it was stopped:
   report     its Pareto front as an HTML page, and inside optuna-dashboard
   finetune   the trial you choose, finished, tested once and saved
 and beside them:
-  quickstart all of it on a small embedded data set, in two or three minutes
+  quickstart all of it on a small embedded data set, in a minute or two
   hardware   cost tables: build, check, show, compare; price any torchvision model
   cache      decoded folders of images that are kept between commands
 """
