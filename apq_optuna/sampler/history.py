@@ -233,7 +233,7 @@ class ParameterUnion:
             self._seen.add(trial.number)
             for name, distribution in trial.distributions.items():
                 known = self._found.setdefault(name, distribution)
-                if known != distribution:
+                if known is not distribution and known != distribution:
                     wider = widest(known, distribution)
                     if wider is None:
                         self._other.add(name)

@@ -23,6 +23,7 @@ from apq_optuna.sampler.history import History, RowSet, Snapshot, spread_factor
 from apq_optuna.sampler.known import KnownObjectives
 from apq_optuna.sampler.limits import Limits
 from apq_optuna.sampler.nearness import Nearness
+from apq_optuna.sampler.parallel import each
 from apq_optuna.sampler.surrogate import Surrogate, clipped
 from apq_optuna.search import (
     EvolutionOptions,
@@ -239,10 +240,14 @@ class Proposer:
         self, snapshot: Snapshot, taken: Taken
     ) -> tuple[Score, Gain, Callable[[Genotypes], tuple[Floats, Floats]]]:
         """The score to maximise, what it is without limits, and what predicts mean and spread."""
-        surrogates = [
-            surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
-            for surrogate, i in zip(self.surrogates, self.predicted, strict=True)
-        ]
+        seen = len(snapshot.values)
+
+        def refreshed(of: tuple[Surrogate, int]) -> Surrogate:
+            surrogate, i = of
+            return surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
+
+        pairs_of = list(zip(self.surrogates, self.predicted, strict=True))
+        surrogates = each(refreshed, pairs_of, seen)
         # one place is not tried twice at once, for all that is not known of it
         surrogates = [surrogate.believing(snapshot.running) for surrogate in surrogates]
         known = self.known
@@ -252,7 +257,7 @@ class Proposer:
             """(n, p) means and spreads."""
             if not surrogates:
                 return np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
-            pairs = [surrogate.predict(rows) for surrogate in surrogates]
+            pairs = each(lambda surrogate: surrogate.predict(rows), surrogates, seen)
             spread = np.column_stack([s for _, s in pairs]) * factor
             return np.column_stack([m for m, _ in pairs]), spread
 

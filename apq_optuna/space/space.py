@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class SearchSpace:
             if decision.log and not decision.grid and len(decision.choices) > 2
         }
         """Choice at each of many positions along a logarithmic decision with exact values."""
+        self._places = [_places(decision) for decision in self.decisions]
         self.activity = Activity(self.decisions)
         self._features = FeatureMap(self.decisions, self.activity)
         self.num_features, self.architecture_features = (
@@ -246,7 +248,11 @@ class SearchSpace:
         missing = np.zeros(len(self.decisions), bool)
         for column, decision in enumerate(self.decisions):
             if decision.name in params:
-                row[column] = decision.index_of(params[decision.name])
+                value = params[decision.name]
+                try:
+                    row[column] = self._places[column][value]
+                except (KeyError, TypeError):  # in a cell, near a level, not hashable, or wrong
+                    row[column] = decision.index_of(value)
             else:
                 missing[column] = True
         if fill and self.family is None:
@@ -327,3 +333,17 @@ def _describe(decision: Decision) -> list[Any]:
 def _digest(description: object) -> str:
     text = json.dumps(description, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _places(decision: Decision) -> dict[Any, int]:
+    """The index of every choice that can be looked up; none of a range, whose values lie between.
+
+    Of choices that are equal, such as 1 and True, the first.
+    """
+    if decision.grid or decision.role == "float":
+        return {}
+    places: dict[Any, int] = {}
+    for index, choice in enumerate(decision.choices):
+        with suppress(TypeError):
+            places.setdefault(choice, index)
+    return places
