@@ -37,7 +37,7 @@ window.drawFigure = (id, figure) => window.plotlyReady.then(
 @cache
 def plotting_script() -> str:
     """What a page needs once, before its first figure."""
-    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), 6, mtime=0)).decode()
     return f"<script type='text/plain' id='plotly-packed'>{packed}</script>{_LOADER}"
 
 
