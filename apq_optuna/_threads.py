@@ -38,11 +38,15 @@ class SharedCores:
         except ImportError:  # not on Windows: there each takes all
             return
         self._lock = fcntl
+        self._join()
+
+    def _join(self) -> None:
+        """Writes and locks this process's file; none where that cannot be."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             name = self.folder / f"{os.getpid()}"
             held = name.with_suffix(".new").open("w")  # it gets its name when it is locked
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.flock(held, self._lock.LOCK_EX | self._lock.LOCK_NB)
             name.with_suffix(".new").replace(name)
             self._held = held
 
@@ -50,8 +54,14 @@ class SharedCores:
         """How many processes share the cores, this one included."""
         if self._held is None:
             return 1
+        if not (self.folder / f"{os.getpid()}").exists():  # somebody cleared temporary files
+            self._join()
+        try:
+            there = list(self.folder.iterdir())
+        except OSError:
+            return 1
         others = 0
-        for path in self.folder.iterdir():
+        for path in there:
             if not path.name.isdecimal() or path.name == str(os.getpid()):
                 continue
             with contextlib.suppress(OSError), path.open("r") as file:
@@ -63,9 +73,9 @@ class SharedCores:
                     path.unlink(missing_ok=True)
         return 1 + others
 
-    def share(self) -> int:
-        """Cores for this process now, at least one."""
-        return max(1, cores() // self.alive())
+    def share(self, threads: int) -> int:
+        """How many of `threads`, which it would have alone, this process has now; at least one."""
+        return max(1, threads // self.alive())
 
     def close(self) -> None:
         """Leaves the cores to the others."""

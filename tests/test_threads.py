@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from apq_optuna import _threads
 from apq_optuna._threads import SharedCores
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there each takes all")
@@ -29,25 +29,23 @@ def other(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_each_process_has_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "cores", lambda: 5)
+def test_each_process_has_its_share(tmp_path: Path) -> None:
     mine = SharedCores(tmp_path)
-    assert (mine.alive(), mine.share()) == (1, 5)
+    assert (mine.alive(), mine.share(5)) == (1, 5)
     one, two = other(tmp_path), other(tmp_path)
-    assert (mine.alive(), mine.share()) == (3, 1)
+    assert (mine.alive(), mine.share(5)) == (3, 1)
     one.kill()  # without a word
     one.wait()
-    assert (mine.alive(), mine.share()) == (2, 2)
+    assert (mine.alive(), mine.share(5)) == (2, 2)
     two.communicate("\n")
-    assert mine.share() == 5
+    assert mine.share(5) == 5
     mine.close()
     assert not list(tmp_path.iterdir())
 
 
-def test_there_is_always_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "cores", lambda: 1)
+def test_there_is_always_one(tmp_path: Path) -> None:
     mine, process = SharedCores(tmp_path), other(tmp_path)
-    assert mine.share() == 1
+    assert mine.share(1) == 1
     process.communicate("\n")
     mine.close()
 
@@ -55,4 +53,14 @@ def test_there_is_always_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_folder_that_cannot_be_made_leaves_all_cores(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mine = SharedCores(tmp_path / "file" / "folder")
-    assert mine.share() == _threads.cores()
+    assert mine.share(5) == 5
+
+
+def test_a_folder_that_is_cleared_is_made_again(tmp_path: Path) -> None:
+    mine = SharedCores(tmp_path / "shared")
+    shutil.rmtree(tmp_path / "shared")
+    assert mine.alive() == 1
+    process = other(tmp_path / "shared")
+    assert mine.alive() == 2
+    process.communicate("\n")
+    mine.close()

@@ -43,17 +43,21 @@ def set_threads(arguments: Any) -> None:
 
 
 @cache
-def _cores() -> SharedCores:
-    return SharedCores()
+def _cores() -> tuple[SharedCores, int]:
+    """This process among those that share the cores, and how many threads it would have alone."""
+    import torch
+
+    return SharedCores(), torch.get_num_threads()
 
 
 def share_cores() -> None:
     """Takes this process's share of the cores, as there are others of these commands, or not."""
-    if os.environ.get("OMP_NUM_THREADS"):  # somebody has decided
-        return
+    if any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
+        return  # somebody has decided
     import torch
 
-    wanted = _cores().share()
+    shared, alone = _cores()
+    wanted = shared.share(alone)
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
 

@@ -75,9 +75,10 @@ def cache_limit() -> int:
 class MappedImages(Images):
     """Some rows of an entry; a process that it is sent to maps the same file."""
 
-    def __init__(self, file: Path, rows: NDArray[np.int64]) -> None:
-        # copy on write: torch wants an array it could write to
-        super().__init__(torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)))
+    def __init__(self, file: Path, rows: NDArray[np.int64], pixels: Tensor | None = None) -> None:
+        if pixels is None:  # copy on write: torch wants an array it could write to
+            pixels = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        super().__init__(pixels)
         self.file, self.rows = file, torch.from_numpy(rows)
 
     def __len__(self) -> int:
@@ -86,8 +87,14 @@ class MappedImages(Images):
     def batch(self, indices: Tensor) -> Tensor:
         return self.pixels[self.rows[indices]]
 
+    def take(self, rows: NDArray[np.int64]) -> MappedImages:
+        """Other rows of the same map."""
+        return MappedImages(self.file, rows, self.pixels)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedImages, (self.file, self.rows.numpy())
+        if self.file.exists():
+            return MappedImages, (self.file, self.rows.numpy())
+        return Images, (self.pixels[self.rows],)  # removed since: it lives as long as its maps
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,11 @@ class Cache:
         except OSError:  # no place to write in, or no room: it is decoded as if there was no cache
             return None
 
+    def remove(self, entry: Entry) -> None:
+        """Removes an entry."""
+        _remove(entry.file.with_suffix(".json"))
+        _remove(entry.file)
+
     def clear(self) -> int:
         """Removes all entries; how many bytes they took."""
         taken = 0
@@ -202,9 +214,7 @@ class Cache:
     def _make_room(self, needed: int) -> None:
         entries = self.entries()
         while entries and sum(e.bytes for e in entries) + needed > self.limit:
-            oldest = entries.pop()
-            _remove(oldest.file.with_suffix(".json"))
-            _remove(oldest.file)
+            self.remove(entries.pop())
 
     def _clear_parts(self, older: float = STALE_SECONDS) -> None:
         """Removes what a stopped process left, arrays without a description too."""
@@ -235,16 +245,19 @@ def _remove(file: Path) -> int:
 def key_of(root: Path, names: Sequence[str], how: Sequence[object]) -> str | None:
     """Identity of files `names` below `root` as they are now, decoded in a certain way.
 
-    None where one cannot be looked at.
+    The place and the time of the last change are part of it: archives may unpack other images
+    with the same names, sizes and dates. None where one cannot be looked at.
     """
     from PIL import __version__
 
     digest = hashlib.sha256(json.dumps([FORMAT, __version__, len(names), *how]).encode())
+    digest.update(os.fsencode(root.absolute()))
     start = len(os.fspath(root))
     try:
         for name in names:
             status = os.stat(name)
-            line = f"{name[start:]}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            times = f"{status.st_mtime_ns}\0{status.st_ctime_ns}"
+            line = f"{name[start:]}\0{status.st_size}\0{times}\n"
             digest.update(line.encode(errors="surrogateescape"))
     except OSError:
         return None

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ class _Kept:
     """A folder's decoded images in the cache, by file."""
 
     def __init__(self, entry: Entry, paths: Paths) -> None:
-        self._file = entry.file
+        self._images = MappedImages(entry.file, np.arange(len(paths)))
         self._row = {name: row for row, name in enumerate(paths.names)}
         self._broken = {paths[row]: why for row, why in entry.broken.items()}
 
@@ -133,7 +134,7 @@ class _Kept:
         splits = []
         for paths, labels in drawn:
             rows = np.array([self._row[name] for name in paths.names], np.int64)
-            splits.append(Split(MappedImages(self._file, rows), torch.from_numpy(labels)))
+            splits.append(Split(self._images.take(rows), torch.from_numpy(labels)))
         here = {path for paths, _ in drawn for path in paths} if self._broken else set()
         return splits, {path: why for path, why in self._broken.items() if path in here}
 
@@ -152,11 +153,19 @@ def _kept(
         return None
     store = Cache()
     shape = (1 if grayscale else 3, size, size)
-    entry = store.find(key) or store.add(key, str(root.absolute()), paths, shape, files.decoded)
-    try:
-        return None if entry is None else _Kept(entry, paths)
-    except (OSError, ValueError):  # removed meanwhile
-        return None
+    entry = store.find(key)
+    if entry is not None and entry.broken:  # of some the disk or a permission was at fault
+        _, unread = files.decoded([paths[place] for place in entry.broken])
+        entry = entry if len(unread) == len(entry.broken) else None
+    for _ in range(2):
+        entry = entry or store.add(key, str(root.absolute()), paths, shape, files.decoded)
+        if entry is None:
+            return None
+        with suppress(OSError, ValueError):  # removed meanwhile, or damaged
+            return _Kept(entry, paths)
+        store.remove(entry)
+        entry = None
+    return None
 
 
 def _draw(name: str, parts: Mapping[str, Listing], seed: int) -> list[Drawn]:

@@ -76,12 +76,14 @@ class WeightsTogether:
         device = self.weights.vector.device
         rows = [layer.weight_scale.numel() for layer in layers]
         values = [layer.weight.numel() // r for layer, r in zip(layers, rows, strict=True)]
-        each = torch.tensor([v for v, r in zip(values, rows, strict=True) for _ in range(r)])
+        each = torch.tensor(
+            [v for v, r in zip(values, rows, strict=True) for _ in range(r)], dtype=torch.long
+        )
         # the first axis is the slowest in memory, channels last or not
         self._row = torch.repeat_interleave(each).to(device)
         bounds = [
             torch.tensor([float(layer.weight_codes[end]) for layer in layers], device=device)
-            .repeat_interleave(torch.tensor(rows, device=device))
+            .repeat_interleave(torch.tensor(rows, dtype=torch.long, device=device))
             for end in (0, 1)
         ]  # fmt: skip
         self._low, self._high = (bound[self._row] for bound in bounds)

@@ -203,8 +203,9 @@ def budgeted_score(
 
     def score(genotypes: Genotypes) -> Floats:
         excess = costs(genotypes) / limits - 1.0
-        scores = np.asarray(-1.0 - np.maximum(excess, 0.0).sum(axis=1))
-        inside = scores == -1.0  # only what is within the limits need be predicted
+        violation = np.maximum(excess, 0.0).sum(axis=1)
+        scores = np.asarray(-1.0 - violation)
+        inside = ~(violation > 0)  # only what is within the limits need be predicted
         if inside.any():
             scores[inside] = predict(genotypes[inside])
         return scores

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from apq_optuna.cli import main
 from apq_optuna.data import ImageData, cache, folders, load_data
 from apq_optuna.data.cache import Cache, MappedImages
+from apq_optuna.data.decode import decode
 from apq_optuna.errors import DataWarning, InvalidArgumentError
 from tests.data.helpers import write
 
@@ -217,6 +219,58 @@ def test_a_process_that_it_is_sent_to_maps_the_same_file(kept: Path, images: Pat
     assert torch.equal(
         pickle.loads(sent).batch(torch.arange(3)), data.train.images.batch(torch.arange(3))
     )
+
+
+def test_folders_alike_but_for_their_pixels_are_told_apart(kept: Path, tmp_path: Path) -> None:
+    """Archives may unpack files of one name, size and date."""
+    hashes = []
+    for name, shade in (("one", 10), ("other", 200)):
+        for label in ("a", "b"):
+            (tmp_path / name / label).mkdir(parents=True)
+            for i in range(12):
+                file = tmp_path / name / label / f"{i}.bmp"
+                Image.new("RGB", (8, 8), (shade, i, 0)).save(file)
+                os.utime(file, (10**9, 10**9))
+        hashes.append(load_data(f"folder:{tmp_path / name}").split_hash)
+    assert hashes[0] != hashes[1]
+    assert hashes[1] == load_data(f"folder:{tmp_path / 'other'}", cache=False).split_hash
+
+
+def test_what_could_not_be_read_is_tried_again(
+    kept: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, bad = load_data(f"folder:{images}", cache=False), sorted(images.rglob("*.png"))[0]
+
+    def refused(path: Path, *how: object) -> object:
+        if path == bad:
+            raise PermissionError(13, "Permission denied")
+        return decode(path, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folders, "decode", refused)
+    with pytest.raises(ValueError, match="Permission denied"):
+        load_data(f"folder:{images}")
+    monkeypatch.undo()
+    monkeypatch.setenv("APQ_CACHE", str(kept))
+    assert load_data(f"folder:{images}").split_hash == whole.split_hash
+
+
+def test_an_entry_that_is_no_array_is_made_anew(kept: Path, images: Path) -> None:
+    wanted = load_data(f"folder:{images}")
+    (array,) = kept.glob("*.npy")
+    size = array.stat().st_size
+    array.unlink()
+    array.write_bytes(b"x" * size)
+    again = load_data(f"folder:{images}")
+    assert torch.equal(pixels(again)[0], pixels(wanted)[0])
+
+
+def test_images_outlive_their_entry(kept: Path, images: Path) -> None:
+    data = load_data(f"folder:{images}")
+    before = pixels(data)[0]
+    Cache().clear()
+    assert torch.equal(pixels(data)[0], before)
+    sent = pickle.loads(pickle.dumps(data.train.images))
+    assert torch.equal(sent.batch(torch.arange(len(sent))), before)
 
 
 def test_the_command_shows_and_empties(

@@ -130,3 +130,13 @@ def test_a_stored_scale_below_the_smallest_is_read_as_the_smallest(
     save_network(network, path)
     layer = quantized_layers(load_network(path))[1]
     assert float(layer.activation_scale) == pytest.approx(SMALLEST_SCALE)
+
+
+def test_a_network_whose_weights_are_floats_is_finetuned(
+    supernet: OnceForAllNet, digits: ImageData
+) -> None:
+    subnet = supernet.space.decode(supernet.space.sample(1, np.random.default_rng(0))[0])
+    network = fold_network(fp32_network(supernet, subnet, digits, 128, 0))
+    before = quantized_layers(network)[0].weight.detach().clone()
+    finetune_quantized(network, digits, apq.FinetuneOptions(steps=2, batch_size=32), seed=0)
+    assert not torch.equal(quantized_layers(network)[0].weight, before)
