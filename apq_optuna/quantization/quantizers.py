@@ -54,15 +54,28 @@ class _FakeQuantize(torch.autograd.Function):
         if x.device.type == "cpu" and x.dtype == torch.float32 and not scale.ndim:
             of_x, step = _of_activations(gradient, x, result, float(scale), low, high)
         else:
-            v = x / scale
-            codes = v.clamp(low, high)
-            inside = codes == v
-            codes = codes.round_()
-            slope = torch.where(inside, codes - v, codes).mul_(gradient)
-            of_x = torch.where(inside, gradient, 0.0)
+            of_x, slope = value_gradients(gradient, x, scale, low, high)
             reduce = [d for d in range(x.ndim) if scale.ndim == x.ndim and scale.shape[d] == 1]
             step = slope.sum(reduce, keepdim=True) if scale.ndim else slope.sum()
         return of_x, step.mul_(scale_gradient), None, None, None
+
+
+def value_gradients(
+    gradient: Tensor, x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `x` and, still to be summed, of the scale of each value (LSQ, eq. 3 and 5).
+
+    Args:
+        gradient: Of the quantized values.
+        x: The values.
+        scale, low, high: As in `quantize`; of one value each, or shared by some.
+    """
+    v = x / scale
+    codes = torch.clamp(v, low, high)  # type: ignore[arg-type]  # both numbers or both tensors
+    inside = codes == v
+    codes = codes.round_()
+    slope = torch.where(inside, codes - v, codes).mul_(gradient)
+    return torch.where(inside, gradient, 0.0), slope
 
 
 EDGE = 3e-7

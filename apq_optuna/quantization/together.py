@@ -5,7 +5,6 @@ weights, in an optimiser or a quantizer, takes as long as the layers themselves.
 
 Notation:
     n, r    values of all weights; their rows, one per output channel
-    v       value over scale
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from apq_optuna.quantization.network import QuantizedLayer
+from apq_optuna.quantization.quantizers import value_gradients
 
 
 class FlatParameters:
@@ -127,10 +127,6 @@ class _Together(torch.autograd.Function):
         gradient = torch.empty_like(weights)
         for place, given in zip(of.split(gradient), gradients, strict=True):
             place.copy_(given)
-        v = weights / scale
-        codes = v.clamp(of._low, of._high)
-        inside = codes == v
-        codes = codes.round_()
-        slope = torch.where(inside, codes - v, codes).mul_(gradient)
+        of_weights, slope = value_gradients(gradient, weights, scale, of._low, of._high)
         step = torch.zeros_like(of._scale_gradient).index_add_(0, of._row, slope)
-        return torch.where(inside, gradient, 0.0), step.mul_(of._scale_gradient), None
+        return of_weights, step.mul_(of._scale_gradient), None
