@@ -49,6 +49,10 @@ class ImageFiles(Images):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def on(self, device: str) -> Images:
+        """Itself: what is too large for memory is decoded batch by batch for a device too."""
+        return self
+
     @property
     def bytes_decoded(self) -> int:
         """Memory that all of them would take."""

@@ -8,7 +8,7 @@ batch by batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +28,11 @@ class Images:
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images at `indices`, `(len(indices), C, H, W) uint8`."""
-        return self.pixels[indices]
+        return self.pixels[indices.to(self.pixels.device, non_blocking=True)]
+
+    def on(self, device: str) -> Images:
+        """The same images in the memory of a device."""
+        return Images(self.batch(torch.arange(len(self))).to(device))
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def on(self, device: str) -> Split:
+        """The same split, images and labels kept on a device where they are in memory."""
+        return Split(self.images.on(device), self.labels.to(device))
+
+    def labels_at(self, indices: Tensor, device: str) -> Tensor:
+        """The labels of the images at `indices`, on `device`."""
+        chosen = self.labels[indices.to(self.labels.device, non_blocking=True)]
+        return chosen.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,17 @@ class ImageData:
         """Accuracy of guessing."""
         return 1.0 / self.num_classes
 
+    def on(self, device: str) -> ImageData:
+        """The same data, its splits kept on a device: batches then need no way there."""
+        if device == "cpu":
+            return self
+        return replace(
+            self,
+            train=self.train.on(device),
+            search_validation=self.search_validation.on(device),
+            test=self.test.on(device),
+        )
+
     def normalise(self, pixels: Tensor, device: str = "cpu") -> Tensor:
         """uint8 `(n, C, H, W)` to normalised float32 on `device`, channels last."""
         if device not in self._normalisers:
@@ -140,7 +164,7 @@ class ImageData:
             pixels = self.train.images.batch(chosen)
             if augment:
                 pixels = _augment(pixels, self.crop_padding, self.flip, generator)
-            yield self.normalise(pixels, device), self.train.labels[chosen].to(device)
+            yield self.normalise(pixels, device), self.train.labels_at(chosen, device)
 
     def evaluation_batches(
         self, split: Split, batch_size: int, *, device: str = "cpu", limit: int | None = None
@@ -154,7 +178,7 @@ class ImageData:
         for start in range(0, n, batch_size):
             chosen = every[start : start + batch_size]
             pixels = split.images.batch(chosen)
-            yield self.normalise(pixels, device), split.labels[chosen].to(device)
+            yield self.normalise(pixels, device), split.labels_at(chosen, device)
 
 
 def usual_augment(name: str) -> str | None:
@@ -168,8 +192,12 @@ def usual_augment(name: str) -> str | None:
 
 
 def _augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """A random crop of the padded image and a random mirror image, per image."""
+    """A random crop of the padded image and a random mirror image, per image.
+
+    What is random is drawn where `generator` is, so it is the same on every device.
+    """
     n, _, height, width = pixels.shape
+    device = pixels.device
     if padding:
         padded = torch.nn.functional.pad(pixels, (padding,) * 4)
         offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
@@ -178,12 +206,13 @@ def _augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generato
         if flip:
             mirrored = torch.rand(n, 1, generator=generator) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
-        image = torch.arange(n).view(n, 1, 1)
+        rows, columns = (at.to(device, non_blocking=True) for at in (rows, columns))
+        image = torch.arange(n, device=device).view(n, 1, 1)
         # (n, H, W, C) after indexing two axes apart; back to channels first
         return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
             0, 3, 1, 2
         )
     if flip:
         mirrored = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
-        return torch.where(mirrored, pixels.flip(3), pixels)
+        return torch.where(mirrored.to(device), pixels.flip(3), pixels)
     return pixels

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.networks.blocks import Block
+from apq_optuna.supernet import products
 from apq_optuna.supernet.convolution import conv2d
 
 
@@ -23,7 +24,8 @@ def elastic_batch_norm(x: Tensor, norm: nn.BatchNorm2d, training: bool) -> Tenso
     c = x.shape[1]
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
-    return F.batch_norm(
+    work = products.batch_norm if x.is_cuda else F.batch_norm
+    return work(
         x, mean[:c], var[:c], norm.weight[:c], norm.bias[:c], training, norm.momentum or 0.1,
         norm.eps
     )  # fmt: skip
@@ -75,12 +77,12 @@ class ElasticBlock(nn.Module):
     def forward(self, x: Tensor, block: Block) -> Tensor:
         """`(B, in, H, W)` to `(B, out, H / stride, W / stride)` with the block's choices."""
         c = block.channels
-        y = F.conv2d(x, self.expand.weight[:c])
+        y = conv2d(x, self.expand.weight[:c])
         y = F.relu(elastic_batch_norm(y, self.expand_norm, self.training), inplace=True)
         kernel = self.depthwise.kernel(block.kernel, c)
         y = conv2d(y, kernel, None, block.stride, block.kernel // 2, c)
         y = F.relu(elastic_batch_norm(y, self.depthwise_norm, self.training), inplace=True)
-        y = F.conv2d(y, self.project.weight[:, :c])
+        y = conv2d(y, self.project.weight[:, :c])
         y = elastic_batch_norm(y, self.project_norm, self.training)
         return x + y if block.residual else y
 

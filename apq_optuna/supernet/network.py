@@ -19,6 +19,7 @@ from apq_optuna.errors import SpaceError
 from apq_optuna.networks import MobileFamily, MobileSubnet, Subnet
 from apq_optuna.networks.blocks import Block
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet.convolution import conv2d
 from apq_optuna.supernet.elastic import ElasticBlock, channels_last, elastic_batch_norm
 from apq_optuna.supernet.modules import ConvNorm, SubnetModule, Supernet, module_of
 
@@ -60,12 +61,16 @@ class OnceForAllNet(Supernet):
 
     def forward(self, x: Tensor, subnet: MobileSubnet | None = None) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits; by default of the largest subnet."""
-        x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
-        x = F.relu(self.first_depthwise_norm(self.first_depthwise(x)), inplace=True)
-        x = self.first_project_norm(self.first_project(x))
+        training, width = self.training, self.stem.out_channels
+        x = F.relu(elastic_batch_norm(self.stem(x), self.stem_norm, training), inplace=True)
+        x = conv2d(x, self.first_depthwise.weight, None, 1, 1, width)
+        x = F.relu(elastic_batch_norm(x, self.first_depthwise_norm, training), inplace=True)
+        x = conv2d(x, self.first_project.weight)
+        x = elastic_batch_norm(x, self.first_project_norm, training)
         for block in (subnet or self.largest).blocks:
             x = self.blocks[_key(block.stage, block.index)](x, block)
-        x = F.relu(elastic_batch_norm(self.last(x), self.last_norm, self.training), inplace=True)
+        x = conv2d(x, self.last.weight)
+        x = F.relu(elastic_batch_norm(x, self.last_norm, training), inplace=True)
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 
     def elastic_blocks(self) -> Iterable[ElasticBlock]:

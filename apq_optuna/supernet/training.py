@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet
+from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import Supernet
 from apq_optuna.supernet.network import OnceForAllNet
 
@@ -40,6 +41,9 @@ _ELASTIC = {
     "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
     "channels": ("kernel", "depth", "channels"),
 }  # fmt: skip
+
+LOSS_EVERY = 20
+"""Steps between two looks at the loss on a GPU, each of which waits for it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,18 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def resolve_precision(precision: str, device: str) -> str:
+    """`auto` as `bfloat16` on a GPU that computes in it, else `float32`."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InvalidArgumentError(
+            f"precision={precision!r}: choose auto, float32 or bfloat16"
+        )
+    if precision != "auto":
+        return precision
+    able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if able else "float32"
+
+
 def check_data(net: Supernet, data: ImageData) -> None:
     """Raises `DataError` where images do not fit a supernet."""
     family = net.space.networks
@@ -129,6 +145,7 @@ def train_supernet(
     path: str | Path,
     *,
     device: str = "auto",
+    precision: str = "auto",
     seed: int = 0,
     report: Callable[[float, str, float], None] | None = None,
     progress: bool = False,
@@ -141,10 +158,12 @@ def train_supernet(
         plan: How long and how.
         path: Folder for `training.safetensors` while it runs and `supernet.safetensors` at the
             end.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu` or `cuda`. On a GPU the images are kept there too.
+        precision: Of activations: `float32`, `bfloat16` (autocast; weights and statistics stay
+            float32), or `auto`, which is `bfloat16` on a GPU that has it.
         seed: Of order, augmentation and sampled subnets.
         report: Called after each step with progress in [0, 1], the phase, and the largest
-            network's loss.
+            network's loss, which on a GPU is that of some steps before.
         progress: Shows a bar with the phase, the loss and the time left.
 
     Returns:
@@ -157,7 +176,8 @@ def train_supernet(
     check_data(net, data)
     keep_buffers()
     device = resolve_device(device)
-    trainer = _Trainer(net.to(device), data, plan, Path(path), device, seed)
+    half = resolve_precision(precision, device) == "bfloat16"
+    trainer = _Trainer(net.to(device), data.on(device), plan, Path(path), device, half, seed)
     trainer.resume()
     with progress_bar(
         100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -196,19 +216,25 @@ class _Trainer:
         plan: TrainingPlan,
         path: Path,
         device: str,
-        seed: int,
+        half: bool = False,
+        seed: int = 0,
     ) -> None:
         self.net, self.data, self.plan, self.device = net, data, plan, device
+        self.half = half
+        self.loss = 0.0
+        self.recorder: PassRecorder | None = None
+        self.recorded = ""
         self.file = path / "training.safetensors"
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
-        decay = [p for p in net.parameters() if p.ndim > 1]
-        plain = [p for p in net.parameters() if p.ndim <= 1]
+        named = [(p.ndim > 1 and ".transforms." not in name, p) for name, p in net.named_parameters()]
+        decay, plain = ([p for decays, p in named if decays is kind] for kind in (True, False))
         groups: list[dict[str, Any]] = [
             {"params": decay, "weight_decay": plan.weight_decay},
             {"params": plain},
         ]
-        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+        fused = True if device.startswith("cuda") else None
+        self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
         self.seconds = 0.0
         self.step = 0
         self.sorted = False
@@ -252,31 +278,64 @@ class _Trainer:
     def _step(self, images: Tensor, labels: Tensor, phase: str) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.net(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.plan.label_smoothing)
-        loss.backward()
-        if phase != "largest":
-            teacher = logits.detach().softmax(1)
-            for subnet in self._sandwich(phase):
-                F.cross_entropy(self.net(images, subnet), teacher).backward()
+        if self.device.startswith("cuda"):
+            self._recorded_passes(images, labels, phase)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.images, self.labels = images, labels
+            self._loss(None).backward()
+            for subnet in self._sandwich(phase) if phase != "largest" else ():
+                self._loss(subnet).backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimizer.step()
-        value = loss.item()
-        if not math.isfinite(value):
+        if self.device == "cpu" or self.step % LOSS_EVERY == 0:  # a GPU is not waited for
+            self.loss = self.value.item()
+        if not math.isfinite(self.loss):
             raise InvalidArgumentError(
                 f"learning_rate={self.plan.learning_rate}: training diverged at step {self.step}; "
                 "use a lower one"
             )
-        return value
+        return self.loss
 
-    def _sandwich(self, phase: str) -> list[MobileSubnet]:
+    def _loss(self, subnet: MobileSubnet | None) -> Tensor:
+        """Of the largest network on labels, which then teaches; of others on what it says."""
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
+            logits = self.net(self.images, subnet)
+        logits = logits.float()
+        if subnet is not None:
+            return F.cross_entropy(logits, self.teacher)
+        loss = F.cross_entropy(logits, self.labels, label_smoothing=self.plan.label_smoothing)
+        self.value, self.teacher = loss.detach(), logits.detach().softmax(1)
+        return loss
+
+    def _recorded_passes(self, images: Tensor, labels: Tensor, phase: str) -> None:
+        """The passes of a step by replay; the batch goes where they read it."""
+        if self.recorder is None:
+            self.images, self.labels = images.clone(), labels.clone()
+            kernels = sorted({k for stage in self.net.spec.stages for k in stage.kernels})
+            every = [None, *(_with_kernels(self.net.largest, kernel) for kernel in kernels)]
+            self.recorder = PassRecorder(self.net, self._loss, every, self.rng)
+        if self.recorded != phase:
+            self.recorder.forget()
+            self.recorded = phase
+            self.smallest = self._sandwich(phase, 0)[0]
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.optimizer.zero_grad(set_to_none=False)
+        self.recorder.run(None)
+        if phase == "largest":
+            return
+        self.recorder.run(self.smallest)
+        for _ in range(self.plan.random_subnets):
+            self.recorder.run_random(lambda: self._sandwich(phase, 1)[1])
+
+    def _sandwich(self, phase: str, random: int | None = None) -> list[MobileSubnet]:
         """The smallest network of a phase and random ones, choices not yet open at the largest."""
         space = self.net.space
         rows = np.concatenate(
             [
                 space.extreme(largest=False),
-                space.sample(self.plan.random_subnets, self.rng),
+                space.sample(self.plan.random_subnets if random is None else random, self.rng),
             ]
         )
         largest = space.extreme(largest=True)[0]
@@ -342,3 +401,13 @@ class _Trainer:
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = about["rng"]
         self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
+
+
+def _with_kernels(subnet: MobileSubnet, kernel: int) -> MobileSubnet:
+    """A subnet with one kernel size wherever its family offers it."""
+    stages = subnet.spec.stages
+    blocks = (
+        replace(b, kernel=kernel) if kernel in stages[b.stage].kernels else b
+        for b in subnet.blocks
+    )
+    return replace(subnet, blocks=tuple(blocks))
