@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--minutes", type=float, help="training time, instead of --epochs")
     train.add_argument("--batch-size", type=int, default=128, help="images a step")
     train.add_argument("--learning-rate", type=float, default=0.08, help="peak rate (SGD)")
+    train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
+                       help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
     _common(train)
 
     collect = command(

@@ -47,6 +47,8 @@ FLOORS: list[dict[str, str]] = [
         "sampler": "what proposes trials",
         "objective": "a trial turned into values",
         "collect": "fp32 pairs, collected",
+        "ledger": "what every stage took",
+        "baselines": "what joint search is compared with",
     },
     {
         "finishing": "the last step of one network",

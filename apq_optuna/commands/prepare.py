@@ -55,8 +55,9 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
     )
     started = time.perf_counter()
     train_supernet(
-        net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed, progress=True
-    )
+        net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed,
+        precision=getattr(arguments, "precision", "auto"), progress=True,
+    )  # fmt: skip
     accuracies = [
         accuracy(fp32_network(net, subnet, data, 512, 0), data) for subnet in (largest, smallest)
     ]

@@ -68,6 +68,8 @@ def conv2d(
     """`torch.nn.functional.conv2d`, done in another way where that is quicker."""
     if x.is_cuda:
         return convolved_as_products(x, weight, bias, stride, padding, groups)
+    if torch.is_autocast_enabled(x.device.type):  # which knows the library's functions only
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if _small(x, weight, stride, padding, groups):
         product: Tensor = _Pointwise.apply(x, weight, bias)
         return product

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apq_optuna.errors import SpaceError
 from apq_optuna.networks import Subnet
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet.products import convolved_as_products
 
 
 class Supernet(nn.Module, ABC):
@@ -107,5 +108,12 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
+        if x.is_cuda:  # a network of shapes of its own, for which the library would prepare itself
+            conv = self.conv
+            y = convolved_as_products(
+                x, conv.weight, None, conv.stride[0], int(conv.padding[0]), conv.groups
+            )
+        else:
+            y = self.conv(x)
+        x = self.norm(y)
         return F.relu(x, inplace=True) if self.relu else x

@@ -38,9 +38,8 @@ def convolved_as_products(
     kernel = weight.shape[-1]
     if kernel == 1 and (stride, padding, groups) == (1, 0, 1):
         y = channels_first(x).flatten(1)
-        y = weight.flatten(1) @ y if bias is None else torch.addmm(
-            bias.to(y.dtype)[:, None], weight.flatten(1).to(y.dtype), y
-        )
+        matrix = weight.flatten(1)
+        y = matrix @ y if bias is None else torch.addmm(bias[:, None], matrix, y)
         return y.view(len(weight), len(x), *x.shape[2:]).transpose(0, 1)
     rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in x.shape[2:])
     depthwise = groups == x.shape[1] == len(weight)

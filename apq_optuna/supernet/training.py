@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from apq_optuna.networks import MobileSubnet
 from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import Supernet
 from apq_optuna.supernet.network import OnceForAllNet
+from apq_optuna.supernet.plan import TrainingPlan
 
-PHASES = ("largest", "kernel", "depth", "channels")
 _ELASTIC = {
     "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
     "channels": ("kernel", "depth", "channels"),
@@ -44,55 +44,6 @@ _ELASTIC = {
 
 LOSS_EVERY = 20
 """Steps between two looks at the loss on a GPU, each of which waits for it."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How a supernet is trained.
-
-    Attributes:
-        epochs: Passes over the training images; ignored where `minutes` is given.
-        minutes: Training time instead of epochs.
-        batch_size: Images a step.
-        learning_rate: Peak, for SGD with Nesterov momentum.
-        weight_decay: Not applied to BatchNorm and biases.
-        warmup: Share of the run in which the learning rate rises.
-        shares: Shares of the run for the phases `largest`, `kernel`, `depth`, `channels`.
-        random_subnets: Random subnets a step beside the largest and the smallest.
-        label_smoothing: Of the largest network's loss.
-        checkpoint_seconds: Time between checkpoints.
-    """
-
-    epochs: float = 20.0
-    minutes: float | None = None
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-5
-    warmup: float = 0.03
-    shares: tuple[float, float, float, float] = (0.25, 0.1, 0.15, 0.5)
-    random_subnets: int = 1
-    label_smoothing: float = 0.05
-    checkpoint_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.minutes is None and self.epochs <= 0:
-            raise InvalidArgumentError(f"epochs={self.epochs}: must be positive")
-        if self.minutes is not None and self.minutes <= 0:
-            raise InvalidArgumentError(f"minutes={self.minutes}: must be positive")
-        if self.batch_size < 2:
-            raise InvalidArgumentError(f"batch_size={self.batch_size}: at least 2")
-
-    def phase(self, progress: float) -> str:
-        """Name of the phase at a progress in [0, 1]."""
-        edges = np.cumsum(self.shares) / sum(self.shares)
-        return PHASES[int(np.searchsorted(edges[:-1], progress, side="right"))]
-
-    def rate(self, progress: float) -> float:
-        """Learning rate at a progress in [0, 1]."""
-        if progress < self.warmup:
-            return self.learning_rate * (progress / self.warmup * 0.95 + 0.05)
-        cosine = (progress - self.warmup) / (1 - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(cosine, 1.0)))
 
 
 def resolve_device(device: str) -> str:
@@ -110,9 +61,7 @@ def resolve_device(device: str) -> str:
 def resolve_precision(precision: str, device: str) -> str:
     """`auto` as `bfloat16` on a GPU that computes in it, else `float32`."""
     if precision not in ("auto", "float32", "bfloat16"):
-        raise InvalidArgumentError(
-            f"precision={precision!r}: choose auto, float32 or bfloat16"
-        )
+        raise InvalidArgumentError(f"precision={precision!r}: choose auto, float32 or bfloat16")
     if precision != "auto":
         return precision
     able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -224,10 +173,13 @@ class _Trainer:
         self.loss = 0.0
         self.recorder: PassRecorder | None = None
         self.recorded = ""
+        self.value = self.teacher = torch.zeros(())
         self.file = path / "training.safetensors"
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
-        named = [(p.ndim > 1 and ".transforms." not in name, p) for name, p in net.named_parameters()]
+        named = [
+            (p.ndim > 1 and ".transforms." not in name, p) for name, p in net.named_parameters()
+        ]
         decay, plain = ([p for decays, p in named if decays is kind] for kind in (True, False))
         groups: list[dict[str, Any]] = [
             {"params": decay, "weight_decay": plan.weight_decay},

@@ -1,0 +1,61 @@
+"""How a supernet is trained: for how long, in which phases, at which rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from apq_optuna.errors import InvalidArgumentError
+
+PHASES = ("largest", "kernel", "depth", "channels")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a supernet is trained.
+
+    Attributes:
+        epochs: Passes over the training images; ignored where `minutes` is given.
+        minutes: Training time instead of epochs.
+        batch_size: Images a step.
+        learning_rate: Peak, for SGD with Nesterov momentum.
+        weight_decay: Not applied to BatchNorm and biases.
+        warmup: Share of the run in which the learning rate rises.
+        shares: Shares of the run for the phases `largest`, `kernel`, `depth`, `channels`.
+        random_subnets: Random subnets a step beside the largest and the smallest.
+        label_smoothing: Of the largest network's loss.
+        checkpoint_seconds: Time between checkpoints.
+    """
+
+    epochs: float = 20.0
+    minutes: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-5
+    warmup: float = 0.03
+    shares: tuple[float, float, float, float] = (0.25, 0.1, 0.15, 0.5)
+    random_subnets: int = 1
+    label_smoothing: float = 0.05
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.minutes is None and self.epochs <= 0:
+            raise InvalidArgumentError(f"epochs={self.epochs}: must be positive")
+        if self.minutes is not None and self.minutes <= 0:
+            raise InvalidArgumentError(f"minutes={self.minutes}: must be positive")
+        if self.batch_size < 2:
+            raise InvalidArgumentError(f"batch_size={self.batch_size}: at least 2")
+
+    def phase(self, progress: float) -> str:
+        """Name of the phase at a progress in [0, 1]."""
+        edges = np.cumsum(self.shares) / sum(self.shares)
+        return PHASES[int(np.searchsorted(edges[:-1], progress, side="right"))]
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at a progress in [0, 1]."""
+        if progress < self.warmup:
+            return self.learning_rate * (progress / self.warmup * 0.95 + 0.05)
+        cosine = (progress - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(cosine, 1.0)))
