@@ -21,6 +21,7 @@ The steps, in order; every one goes on where it was stopped:
   search     an Optuna study over architecture, channels and bit-widths together
   report     its Pareto front as an HTML page, and inside optuna-dashboard
   finetune   the trial you choose, finished, tested once and saved
+  ledger     what each of them took: seconds, energy, CO2
 and beside them:
   quickstart all of it on a small embedded data set, in a minute or two
   hardware   cost tables: build, check, show, compare; price any torchvision model
@@ -35,6 +36,7 @@ _EXAMPLES = {
     "  apq-optuna search --run runs/mine --predict-only --hardware cpu --max-latency-ms 0.3",
     "report": "apq-optuna report --run runs/mine --trial 17",
     "finetune": "apq-optuna finetune --run runs/mine --trial 17 --out finished",
+    "ledger": "apq-optuna ledger --run runs/mine --csv ledger.csv",
     "cache": "apq-optuna cache --clear",
     "hardware": "apq-optuna hardware build --device cpu --preset cifar10 --out cpu.json",
 }
@@ -203,6 +205,16 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
     _common(finetune)
 
+    ledger = command(
+        "ledger", commands.ledger,
+        "What every step of a run took: seconds, energy and CO2, what the first deployment cost, "
+        "and what each further device or budget does.",
+    )  # fmt: skip
+    _run(ledger)
+    ledger.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
+    ledger.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
+    ledger.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
+
     cache = command(
         "cache", commands.cache,
         "Decoded folders of images that are kept between commands. They are in $APQ_CACHE, by "
@@ -236,6 +248,8 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--networks", type=int, metavar="K",
                        help="whole networks that correct the sums of a device that can run them "
                        "(default 5; 0 for none)")  # fmt: skip
+    build.add_argument("--storage", help="database for the ledger (default: sqlite file in RUN)")
+    _watts(build)
     build.add_argument("--template", action="store_true",
                        help="no device: a CSV with every row the space needs, for you to fill "
                        "in")  # fmt: skip
@@ -306,6 +320,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
+    _watts(parser)
+
+
+def _watts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watts", type=float,
+                        help="power of this machine, or of its share where several commands run "
+                        "at once, for the ledger (default: $APQ_WATTS, else what codecarbon "
+                        "finds where it is installed, else 65)")  # fmt: skip
 
 
 def _run(parser: argparse.ArgumentParser) -> None:

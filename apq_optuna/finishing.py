@@ -25,7 +25,9 @@ from apq_optuna.quantization import (
 from apq_optuna.supernet import SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
 
-FULL_FINETUNE = FinetuneOptions(batch_size=128, learning_rate=1.5e-3, distillation=0.5)
+FULL_FINETUNE = FinetuneOptions(
+    batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0
+)
 
 
 def finish(

@@ -2,6 +2,7 @@
 
 from apq_optuna.commands.cache import cache
 from apq_optuna.commands.hardware import hardware
+from apq_optuna.commands.ledger import ledger
 from apq_optuna.commands.prepare import collect, train
 from apq_optuna.commands.quickstart import quickstart
 from apq_optuna.commands.results import finetune, report
@@ -12,6 +13,7 @@ __all__ = [
     "collect",
     "finetune",
     "hardware",
+    "ledger",
     "quickstart",
     "report",
     "search",

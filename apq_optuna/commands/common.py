@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable, Device
+    from apq_optuna.ledger import Entry, Ledger
     from apq_optuna.pairs import PairStore
     from apq_optuna.space import SearchSpace
     from apq_optuna.supernet import OnceForAllNet
@@ -68,11 +69,11 @@ def run_folder(arguments: Any, *, make: bool = True) -> Path:
     folder = (
         Path("runs") / name.removeprefix("pretrained:")
         if name.startswith("pretrained:")
-        else arguments.run
+        else Path(arguments.run)
     )
     if make:
         folder.mkdir(parents=True, exist_ok=True)
-    return Path(folder)
+    return folder
 
 
 def load_supernet(arguments: Any) -> OnceForAllNet:
@@ -146,6 +147,33 @@ def storage_url(arguments: Any) -> str:
     return arguments.storage or f"sqlite:///{run_folder(arguments) / 'apq.db'}"
 
 
+def has_database(arguments: Any) -> bool:
+    """Whether something was stored for a run; a server is asked when it is opened."""
+    folder = run_folder(arguments, make=False)
+    return arguments.storage is not None or (folder / "apq.db").exists()
+
+
+def ledger_of(arguments: Any) -> Ledger:
+    """The ledger of a run, in its database; bad `--watts` are told here, before any work."""
+    from apq_optuna.ledger import Ledger, LedgerOptions
+
+    options = LedgerOptions.of_environment(getattr(arguments, "watts", None))
+    url = arguments.storage or f"sqlite:///{run_folder(arguments, make=False) / 'apq.db'}"
+    return Ledger(url, options, note=lambda text: say(f"note: {text}"))
+
+
+def computing(arguments: Any) -> str:
+    """The name of the GPU that `--device` means, for the ledger; empty for the processor."""
+    from apq_optuna.supernet.training import resolve_device
+
+    device = resolve_device(arguments.device)
+    if not device.startswith("cuda"):
+        return ""
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def take_in_pairs(arguments: Any, store: PairStore, protocol: str | None = None) -> str | None:
     """Adds the fp32 pairs that come with a supernet of the package; their protocol if they fit."""
     from apq_optuna.errors import PairError
@@ -176,10 +204,13 @@ def is_table_file(name: str) -> bool:
     return Path(name).suffix.lower() in (".json", ".csv")
 
 
-def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
+def cost_table(
+    name: str, supernet: OnceForAllNet, folder: Path, ledger: Ledger | None = None
+) -> CostTable:
     """The table that --hardware names: a file, or a device's.
 
-    What a device measured is kept in the run's folder, and taken from there the next time.
+    What a device measured is kept in the run's folder, and taken from there the next time; what
+    that took, in the ledger.
     """
     from apq_optuna.hardware import CostTable, find_device
 
@@ -205,7 +236,7 @@ def cost_table(name: str, supernet: OnceForAllNet, folder: Path) -> CostTable:
                 "one, move it and give it as --hardware"
             )
         say(f"measuring the costs of {device.name}, kept in {path}")
-        return measured_table(device, supernet.space, path, networks=networks)
+        return measured_table(device, supernet.space, path, networks=networks, ledger=ledger)
 
 
 def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) -> str:
@@ -229,15 +260,36 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def measured_table(
-    device: Device, space: SearchSpace, path: Path | None = None, *, networks: int = 0
-) -> CostTable:
+    device: Device, space: SearchSpace, path: Path | None = None, *, networks: int = 0,
+    ledger: Ledger | None = None,
+) -> CostTable:  # fmt: skip
     """A device's table, corrected by whole networks if some are asked for, written to `path`."""
+    if ledger is None or device.rounds == 1:  # computed, not measured
+        return _table_of(device, space, path, networks)
+    with ledger.task(
+        "hardware", subject=device.name, target=device.name, scope="device", units="visits"
+    ) as entry:
+        return _table_of(device, space, path, networks, entry)
+
+
+def _table_of(
+    device: Device, space: SearchSpace, path: Path | None, networks: int,
+    entry: Entry | None = None,
+) -> CostTable:  # fmt: skip
     from apq_optuna.hardware.tables.calibrate import calibration_networks, correct
 
     journal = path.with_name(path.name + ".journal") if path is not None else None
-    if journal is not None and journal.exists():
+    resumed = journal is not None and journal.exists()
+    if resumed:
         say(f"going on from {journal}")
-    table = device.table(space, journal=journal, progress=True)
+
+    def told(done: int, total: int) -> None:
+        if entry is not None and not resumed:  # else some of them are another row's
+            entry.units_done, entry.units_total = done, total
+
+    if entry is not None:
+        entry.resumed = resumed
+    table = device.table(space, journal=journal, report=told, progress=True)
     if networks:
         with progress_bar(1, f"{device.name}: networks") as bar:
             chosen = calibration_networks(table, space, networks)
@@ -267,7 +319,7 @@ def say(text: str) -> None:
 def stored_study(arguments: Any) -> Study:
     from apq_optuna.storage import open_storage
 
-    if arguments.storage is None and not (run_folder(arguments, make=False) / "apq.db").exists():
+    if not has_database(arguments):
         raise InvalidArgumentError(
             f"--run {arguments.run} has no study yet: there is no apq.db; run `search` first"
         )

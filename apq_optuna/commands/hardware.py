@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from apq_optuna.commands.common import (
     CORRECTING_NETWORKS,
     is_table_file,
+    ledger_of,
     measured_table,
     program_path,
+    run_folder,
     say,
 )  # fmt: skip
 from apq_optuna.errors import InvalidArgumentError
@@ -48,6 +50,7 @@ def _build(arguments: Any) -> None:
     if out.suffix.lower() not in (".json", ".csv"):
         raise InvalidArgumentError(f"--out {out}: name it .json or .csv")
     started = time.perf_counter()
+    ledger = ledger_of(arguments) if arguments.run or arguments.storage else None
     if arguments.template:
         _template(space, arguments.widths, out)
         return
@@ -65,7 +68,9 @@ def _build(arguments: Any) -> None:
         raise InvalidArgumentError(
             f"--networks {networks}: {device.name!r} runs no whole networks"
         )
-    table = measured_table(device, space, out, networks=networks)
+    if arguments.run:
+        run_folder(arguments)  # the ledger is there
+    table = measured_table(device, space, out, networks=networks, ledger=ledger)
     say(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s: {out}")
     source = f"--run {arguments.run}" if arguments.run else f"--preset {arguments.preset}"
     say(f"next: {program_path()} hardware check {out} {source}")

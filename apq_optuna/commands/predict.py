@@ -11,6 +11,7 @@ from apq_optuna.commands.common import (
     cost_table,
     file_name,
     find_study,
+    ledger_of,
     load_supernet,
     program_path,
     quiet,
@@ -35,9 +36,10 @@ def predict(arguments: Any, budgets: dict[str, float]) -> None:
     from apq_optuna.prediction import predicted_front
 
     quiet()
+    ledger = ledger_of(arguments)
     supernet = load_supernet(arguments)
     study = stored_study(arguments)
-    costs = cost_table(arguments.hardware, supernet, run_folder(arguments))
+    costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     store = PairStore(storage_url(arguments), supernet=supernet)
     take_in_pairs(arguments, store)
     earlier = [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.commands.common import (
+    computing,
+    ledger_of,
     load_images,
     load_supernet,
     program_path,
@@ -25,6 +28,7 @@ def train(arguments: Any) -> None:
     from apq_optuna.supernet import TrainingPlan
 
     set_threads(arguments)
+    ledger_of(arguments)
     data = load_images(arguments)
     plan = TrainingPlan(
         epochs=arguments.epochs,
@@ -54,13 +58,26 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
         f"{largest.macs / 1e6:.2f} MMACs"
     )
     started = time.perf_counter()
-    train_supernet(
-        net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed,
-        precision=getattr(arguments, "precision", "auto"), progress=True,
-    )  # fmt: skip
-    accuracies = [
-        accuracy(fp32_network(net, subnet, data, 512, 0), data) for subnet in (largest, smallest)
-    ]
+    resumed = (Path(arguments.run) / "training.safetensors").exists()
+    before: float | None = None if resumed else 0.0
+    with ledger_of(arguments).task(
+        "train", subject=str(arguments.run), scope="shared", units="steps",
+        device=computing(arguments),
+    ) as entry:  # fmt: skip
+
+        def told(done: float, phase: str, loss: float) -> None:
+            nonlocal before
+            before = done if before is None else before
+            entry.units_done, entry.share = (entry.units_done or 0) + 1, done - before
+
+        train_supernet(
+            net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed,
+            precision=getattr(arguments, "precision", "auto"), report=told, progress=True,
+        )  # fmt: skip
+        accuracies = [
+            accuracy(fp32_network(net, subnet, data, 512, 0), data)
+            for subnet in (largest, smallest)
+        ]
     say(
         f"trained in {time.perf_counter() - started:.0f} s; search-validation accuracy without "
         f"finetuning: largest {accuracies[0]:.4f}, smallest {accuracies[1]:.4f}"
@@ -74,6 +91,7 @@ def collect(arguments: Any) -> None:
     from apq_optuna.pairs import PairStore
 
     set_threads(arguments)
+    ledger_of(arguments)
     supernet = load_supernet(arguments)
     store = PairStore(storage_url(arguments), supernet=supernet)
     if arguments.import_file is not None:
@@ -99,10 +117,19 @@ def collect_pairs_of(
     from apq_optuna.supernet.training import resolve_device
 
     supernet.to(resolve_device(arguments.device))
-    collect_pairs(
-        supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
-        progress=True,
-    )  # fmt: skip
+    with ledger_of(arguments).task(
+        "collect", subject=str(arguments.run), scope="shared", units="pairs",
+        device=computing(arguments), threads=workers if workers > 1 else None,
+    ) as entry:  # fmt: skip
+        entry.units_done, entry.units_total = 0, pairs
+
+        def told(done: int, accuracy: float) -> None:
+            entry.units_done = done
+
+        collect_pairs(
+            supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
+            report=told, progress=True,
+        )  # fmt: skip
     found = store.load().accuracies
     say(
         f"{len(found)} fp32 pairs: accuracy {found.min():.4f} to {found.max():.4f}, "

@@ -7,6 +7,7 @@ from typing import Any
 
 from apq_optuna.commands.common import (
     cost_table,
+    ledger_of,
     load_images,
     run_folder,
     say,
@@ -25,6 +26,7 @@ def quickstart(arguments: Any) -> None:
 
     started = time.perf_counter()
     set_threads(arguments)
+    ledger_of(arguments)
     arguments.data, arguments.image_size, arguments.grayscale = "digits", None, None
     arguments.fit, arguments.skip_broken = None, None
     data = load_images(arguments)

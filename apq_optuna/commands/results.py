@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from apq_optuna.commands.common import (
+    computing,
     cost_table,
+    ledger_of,
     load_supernet,
     program_path,
     run_folder,
@@ -40,6 +42,7 @@ def finetune(arguments: Any) -> None:
     from apq_optuna.supernet import accuracy
 
     set_threads(arguments)
+    ledger = ledger_of(arguments)
     supernet = load_supernet(arguments)
     study = stored_study(arguments)
     chosen = chosen_subnet(summarise(study, supernet.space), arguments.trial)
@@ -47,7 +50,7 @@ def finetune(arguments: Any) -> None:
         raise InvalidArgumentError(f"--study {arguments.study!r} has no completed trial yet")
     number, subnet = chosen
     named = arguments.hardware or study_attribute(study, "hardware") or ""
-    costs = cost_table(named, supernet, run_folder(arguments))
+    costs = cost_table(named, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)
     path = arguments.out or run_folder(arguments) / f"finished-{number}"
     if (path / "network.safetensors").exists():
@@ -55,10 +58,20 @@ def finetune(arguments: Any) -> None:
             f"--out {path} holds a finished network, tested once; choose another folder"
         )
     say(f"finetuning trial {number}")
-    _, stored = finish(
-        supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
-        device=arguments.device, about={"study": arguments.study, "trial": number}, progress=True,
-    )  # fmt: skip
+    with ledger.task(
+        "finetune", subject=arguments.study, target=costs.device, scope="device", units="epochs",
+        device=computing(arguments),
+    ) as entry:  # fmt: skip
+        entry.units_total = arguments.epochs
+
+        def told(step: int, steps: int, loss: float) -> None:
+            entry.units_done = arguments.epochs * step / steps
+
+        _, stored = finish(
+            supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
+            device=arguments.device, about={"study": arguments.study, "trial": number},
+            report=told, progress=True,
+        )  # fmt: skip
     measured = stored["accuracy"]
     again = accuracy(load_network(path), data)
     say(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from apq_optuna._progress import progress_bar
 from apq_optuna.commands.common import (
     completed_trials,
+    computing,
     cost_table,
     find_study,
+    ledger_of,
     load_supernet,
     program_path,
     quiet,
@@ -45,6 +47,7 @@ def search(arguments: Any) -> None:
     from apq_optuna.quantization import FinetuneOptions
 
     set_threads(arguments)
+    ledger = ledger_of(arguments)
     budgets = _budgets(arguments)
     if arguments.predict_only:
         if arguments.measure_on:
@@ -59,7 +62,7 @@ def search(arguments: Any) -> None:
         raise InvalidArgumentError("--enqueue and --into go with --predict-only")
     supernet = load_supernet(arguments)
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
-    costs = cost_table(arguments.hardware, supernet, run_folder(arguments))
+    costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)
     options = FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
     run_study(
@@ -165,13 +168,18 @@ def run_study(
     started = time.perf_counter()
     with progress_bar(
         arguments.trials, "search", unit="trial", initial=min(done, arguments.trials)
-    ) as bar:
+    ) as bar, ledger_of(arguments).task(
+        "search", subject=study_name, target=costs.device, scope="device", units="trials",
+        device=computing(arguments),
+    ) as entry:  # fmt: skip
+        entry.units_done, entry.units_total = 0, arguments.trials
         lost = 0
 
         def count(study: Study, trial: Any) -> None:
             nonlocal lost
             if trial.state == TrialState.COMPLETE:
                 lost = 0
+                entry.units_done = (entry.units_done or 0) + 1
                 bar.set_postfix_str(f"accuracy {trial.values[0]:.3f}", refresh=False)
                 bar.update(1)
                 return

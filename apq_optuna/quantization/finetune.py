@@ -20,6 +20,9 @@ from apq_optuna.quantization.together import FlatParameters, WeightsTogether
 from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
 from apq_optuna.supernet.evaluation import BATCH_PIXELS
 
+AVERAGING = 0.5
+"""Share of the steps, at the end, that a new study averages over."""
+
 SCALE_RATE = 0.3
 """Learning rate of step sizes, as a share of that of weights."""
 
@@ -31,9 +34,14 @@ class FinetuneOptions:
     Attributes:
         steps: Optimiser steps; 0 measures right after calibration.
         batch_size: Images a step.
-        learning_rate: Peak, for Adam; falls to zero along a cosine.
+        learning_rate: For Adam; steady where steps are averaged, else the peak of a cosine that
+            falls to zero.
         calibration_images: Training images for BatchNorm statistics and step sizes.
         distillation: Weight of the fp32 subnet's own predictions in the loss, in [0, 1].
+        averaging: Share of the steps, at the end, whose weights are averaged (Izmailov et al., UAI
+            2018), in [0, 1]; 0 is none. Of a few steps the last one is mostly chance: an average
+            says more of the network. None is what is best for new studies, and what a study began
+            with for others.
     """
 
     steps: int = 20
@@ -41,6 +49,7 @@ class FinetuneOptions:
     learning_rate: float = 1e-3
     calibration_images: int = 512
     distillation: float = 0.5
+    averaging: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -52,6 +61,20 @@ class FinetuneOptions:
             )
         if self.learning_rate <= 0:
             raise InvalidArgumentError(f"learning_rate={self.learning_rate}: must be positive")
+        if self.averaging is not None and not 0 <= self.averaging <= 1:
+            raise InvalidArgumentError(f"averaging={self.averaging}: must be between 0 and 1")
+
+    @property
+    def averaged_steps(self) -> int:
+        """Steps that are averaged over, the last ones."""
+        share = AVERAGING if self.averaging is None else self.averaging
+        return math.ceil(share * self.steps)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if self.averaged_steps:
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class DivergedError(ApqError, ArithmeticError):
@@ -130,12 +153,13 @@ def finetune_quantized(
     batches = _taught(
         _endless(data, options.batch_size, seed, device), teacher if share else None, options.steps
     )
+    averages = [torch.zeros_like(flat.vector) for flat in flats]
+    first = options.steps - options.averaged_steps
     module.train()
     try:
         for step, (images, labels, soft) in enumerate(batches):
-            rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["weight"]
+                group["lr"] = options.rate(step) * group["weight"]
             for flat in flats:
                 flat.zero_grad()
             with together:
@@ -153,8 +177,14 @@ def finetune_quantized(
             optimizer.step()
             for vector in steps_of:
                 vector.data.clamp_min_(SMALLEST_SCALE)
+            if step >= first:
+                for average, flat in zip(averages, flats, strict=True):
+                    average.add_(flat.vector.data, alpha=1 / options.averaged_steps)
             if report is not None:
                 report(step + 1, value)
+        if options.averaged_steps:
+            for average, flat in zip(averages, flats, strict=True):
+                flat.vector.data.copy_(average)
     finally:
         for flat in flats:
             flat.release()
