@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AMCSampler": "baselines",
     "APQSampler": "sampler",
     "AccuracyPredictor": "predictor",
     "ApqError": "errors",
     "CostTable": "hardware",
     "FinetuneOptions": "quantization",
+    "HAQSampler": "baselines",
     "ImageData": "data",
     "Objective": "objective",
     "OnceForAllNet": "supernet",
@@ -26,12 +28,14 @@ _HOMES = {
     "Subnet": "networks",
     "TrainingPlan": "supernet",
     "collect_pairs": "collect",
+    "confirm": "confirming",
     "finish": "finishing",
     "layers_of": "hardware",
     "load_data": "data",
     "load_network": "quantization",
     "open_storage": "storage",
     "predicted_front": "prediction",
+    "search_architecture": "baselines",
     "train_supernet": "supernet",
 }
 _MODULES = (
@@ -48,11 +52,13 @@ _MODULES = (
 )
 
 __all__ = [
+    "AMCSampler",
     "APQSampler",
     "AccuracyPredictor",
     "ApqError",
     "CostTable",
     "FinetuneOptions",
+    "HAQSampler",
     "ImageData",
     "Objective",
     "OnceForAllNet",
@@ -62,6 +68,7 @@ __all__ = [
     "Subnet",
     "TrainingPlan",
     "collect_pairs",
+    "confirm",
     "finish",
     "hardware",
     "layers_of",
@@ -69,12 +76,15 @@ __all__ = [
     "load_network",
     "open_storage",
     "predicted_front",
+    "search_architecture",
     "train_supernet",
 ]
 
 if TYPE_CHECKING:
     from apq_optuna import hardware
+    from apq_optuna.baselines import AMCSampler, HAQSampler, search_architecture
     from apq_optuna.collect import collect_pairs
+    from apq_optuna.confirming import confirm
     from apq_optuna.data import ImageData, load_data
     from apq_optuna.errors import ApqError
     from apq_optuna.finishing import finish

@@ -11,6 +11,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 PREFIX = "apq:"
+CONFIRMED = "confirmed:"
+"""Beginning of a study's attributes for trials measured again; their numbers follow."""
+
 CONSTRAINTS = "constraints"
 """Optuna's own attribute for constraint values; one prefixed with it and a colon for each name."""
 
@@ -92,6 +95,18 @@ def study_key(study: Study) -> tuple[int, int, str, str]:
 def study_attribute(study: Study, key: str) -> Any:
     """Reads one of our system attributes of a study."""
     return study._storage.get_study_system_attrs(study._study_id).get(PREFIX + key)
+
+
+def confirmed_values(study: Study) -> dict[int, list[float]]:
+    """First values of trials measured again with further seeds, by trial number."""
+    prefix = PREFIX + CONFIRMED
+    study = whole_study(study)
+    stored = study._storage.get_study_system_attrs(study._study_id)
+    return {
+        int(key.removeprefix(prefix)): [float(value) for value in values]
+        for key, values in stored.items()
+        if key.startswith(prefix)
+    }
 
 
 def set_study_attribute(study: Study, key: str, value: Any) -> None:

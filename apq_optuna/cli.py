@@ -38,6 +38,8 @@ _EXAMPLES = {
     "finetune": "apq-optuna finetune --run runs/mine --trial 17 --out finished",
     "ledger": "apq-optuna ledger --run runs/mine --csv ledger.csv",
     "cache": "apq-optuna cache --clear",
+    "compare": "apq-optuna compare --run runs/digits --budget latency_ms=0.04 --budget "
+    "latency_ms=0.06 --trials 60 --seeds 3",
     "hardware": "apq-optuna hardware build --device cpu --preset cifar10 --out cpu.json",
 }
 
@@ -177,7 +179,48 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")
     search.add_argument("--no-baselines", action="store_true",
                         help="skip the largest network at uniform 8, 6 and 4 bits")  # fmt: skip
+    search.add_argument("--repeats", type=int, default=1,
+                        help="seeds that each trial is the mean of (default 1)")  # fmt: skip
+    search.add_argument("--confirm", type=int, metavar="K",
+                        help="at the end, measure the front's networks with K further seeds: "
+                             "a front of single measurements flatters itself")  # fmt: skip
     _common(search)
+
+    compare = command(
+        "compare", commands.compare,
+        "Joint search beside what it is compared with: ProxylessNAS, AMC and HAQ one after the "
+        "other, MobileNetV2 with HAQ, the paper's search, uniform bits, and each pair of stages "
+        "searched jointly. A study a stage; the same command goes on where it was stopped.",
+    )  # fmt: skip
+    _data(compare)
+    _run(compare)
+    compare.add_argument("--hardware", default="", help="as for search")
+    compare.add_argument(
+        "--budget", action="append", default=[], metavar="METRIC=LIMIT",
+        help="a budget, e.g. latency_ms=2.0; repeatable, one case each",
+    )  # fmt: skip
+    compare.add_argument("--method", action="append", help="some methods only; repeatable")
+    compare.add_argument("--trials", type=int, default=60, help="trials a method (default 60)")
+    compare.add_argument("--seeds", type=int, default=3, help="seeds (default 3)")
+    compare.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    compare.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
+    compare.add_argument("--finetune-rate", type=float, default=1e-3, help="rate of a trial")
+    compare.add_argument("--images", type=int, help="search-validation images of a trial")
+    compare.add_argument(
+        "--confirm", type=int, default=2, metavar="K",
+        help="further seeds of the network that is chosen (default 2)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--epochs", type=float, default=3.0,
+        help="of the final finetuning, the same for all (default 3)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--mobilenet-epochs", type=float,
+        help="training of the fixed network from scratch (default: as long as the supernet's; "
+        "without either it is left out)",
+    )  # fmt: skip
+    compare.add_argument("--out", type=Path, help="HTML file (default: RUN/compare.html)")
+    _common(compare)
 
     report = command(
         "report", commands.report, "Draw a study again, with the network of a chosen trial."

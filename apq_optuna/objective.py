@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
+import numpy as np
 from optuna.exceptions import TrialPruned
 from optuna.logging import get_logger
 from optuna.study import Study
@@ -25,6 +26,7 @@ from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMisma
 from apq_optuna.hardware import CostTable, Device
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import (
+    AVERAGING,
     DivergedError,
     FinetuneOptions,
     finetune_quantized,
@@ -40,6 +42,9 @@ UNIFORM_BITS = (8, 6, 4)
 ARITHMETIC = 2
 """Version of the order in which finetuning rounds. A study notes the one it began with; values of
 two differ as those of two numbers of threads do, by less than two seeds."""
+
+REPEAT_SEED = 1_000_003
+"""Between the seeds of two finetunings of one network."""
 
 _logger = get_logger("apq_optuna.objective")
 
@@ -58,6 +63,8 @@ class Objective:
         finetune: How each trial is finetuned.
         device: `auto`, `cpu` or `cuda`.
         images: Most search-validation images a trial is judged on; all by default.
+        repeats: Seeds a trial is finetuned with. Its accuracy is their mean; `accuracies` and
+            `accuracy_std` are user attributes. A trial takes as many times longer.
         measured_on: A device that runs whole networks. It runs each trial's at its end, and the
             trial keeps `measured_latency_ms` and `measured_spread_ms` beside `table_latency_ms`,
             the sum of the table, as user attributes. Values are the table's all the same; where
@@ -79,6 +86,7 @@ class Objective:
         finetune: FinetuneOptions | None = None,
         device: str = "auto",
         images: int | None = None,
+        repeats: int = 1,
         measured_on: Device | None = None,
         progress: bool = False,
     ) -> None:
@@ -88,8 +96,9 @@ class Objective:
         self.supernet = supernet.to(self.device).eval()
         self.data = data
         self.costs = costs
-        self.finetune = finetune or FinetuneOptions()
+        self._asked = finetune or FinetuneOptions()
         self.images = images
+        self.repeats = repeats
         self.progress = progress
         self.measured_on = measured_on
         if measured_on is not None and not measured_on.runs_networks:
@@ -99,6 +108,8 @@ class Objective:
         self._checked: Study | None = None
         if images is not None and images < 1:
             raise InvalidArgumentError(f"images={images}: at least 1")
+        if repeats < 1:
+            raise InvalidArgumentError(f"repeats={repeats}: at least 1")
         self._conditions = {
             "supernet": supernet.weights_hash,
             "data split": data.split_hash,
@@ -107,8 +118,9 @@ class Objective:
             "images": images,
             "augmentation": data.augment,
             "arithmetic": ARITHMETIC,
-            **{f"finetune {name}": value for name, value in asdict(self.finetune).items()},
+            "repeats": repeats,
         }
+        self._use(AVERAGING if self._asked.averaging is None else self._asked.averaging)
         if costs is not None:
             costs.compile(supernet.space)
 
@@ -122,6 +134,12 @@ class Objective:
         """Directions of the values, for `optuna.create_study`."""
         costs: list[Literal["minimize", "maximize"]] = ["minimize"] * (len(self.metric_names) - 1)
         return ["maximize", *costs]
+
+    def _use(self, averaging: float) -> None:
+        """Finetunes with a share of averaged steps, and takes it into the conditions."""
+        self.finetune = replace(self._asked, averaging=averaging)
+        for name, value in asdict(self.finetune).items():
+            self._conditions[f"finetune {name}"] = value
 
     def check_study(self, study: Study) -> None:
         """Checks that a study has this objective's values, or makes it this objective's if new.
@@ -145,13 +163,20 @@ class Objective:
                 f"objective {self.metric_names}: use another study_name for other costs"
             )
         stored = study_attribute(study, "objective")
+        if stored is None and self._asked.averaging is None:
+            self._use(AVERAGING)
         if stored is None:
             set_study_attribute(study, "objective", self._conditions)
             set_study_attribute(study, "space", self.supernet.space.to_dict())
             return
         # one that says nothing of it did what was usual, or what its own images still do
         usual = usual_augment(self.data.name) or self.data.augment
-        stored = {"augmentation": usual, "arithmetic": 1, **stored}
+        stored = {
+            "augmentation": usual, "arithmetic": 1, "repeats": 1, "finetune averaging": 0.0,
+            **stored,
+        }  # fmt: skip
+        if self._asked.averaging is None:
+            self._use(float(stored["finetune averaging"]))
         other = [
             f"{name} {stored.get(name)!r}, now {value!r}"
             for name, value in self._conditions.items()
@@ -189,6 +214,12 @@ class Objective:
                 raise TrialPruned(str(error)) from error
         try:
             value, attributes = self.measure(subnet)
+            values = [value]
+            values += [self.measure(subnet, repeat=k)[0] for k in range(1, self.repeats)]
+            value = float(np.mean(values)) if self.repeats > 1 else value
+            if self.repeats > 1:
+                attributes["accuracies"] = values
+                attributes["accuracy_std"] = float(np.std(values, ddof=1))
         except DivergedError as error:
             trial.set_user_attr("diverged", str(error))
             value, attributes = math.nan, {}
@@ -202,15 +233,20 @@ class Objective:
         return (value, *costs) if costs else value
 
     def measure(
-        self, subnet: Subnet, *, finetune: FinetuneOptions | None = None
+        self, subnet: Subnet, *, finetune: FinetuneOptions | None = None, repeat: int = 0
     ) -> tuple[float, dict[str, Any]]:
         """Accuracy of a subnet on search-validation, and what is worth remembering of it.
+
+        Args:
+            subnet: The network.
+            finetune: Other options than the objective's.
+            repeat: 0 is the seed of a trial, others are further ones.
 
         Raises:
             DivergedError: Its finetuning diverged.
         """
         options = finetune or self.finetune
-        seed = genotype_seed(subnet)
+        seed = (genotype_seed(subnet) + REPEAT_SEED * repeat) % 2**32
         module = fp32_network(self.supernet, subnet, self.data, options.calibration_images, seed)
         teacher = fold_network(module)
         before = accuracy(teacher, self.data, limit=self.images)

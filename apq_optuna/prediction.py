@@ -184,7 +184,7 @@ def predicted_front(
     sources = [] if source is None else [source] if not isinstance(source, Sequence) else [*source]
     _check_supernet(study, sources)
     surrogate = surrogate_of(space, sources, name="accuracy", index=0, maximise=True)
-    surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, 0]))
+    surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, 0]), snapshot.measures)
 
     def values(rows: Genotypes) -> Floats:
         return np.column_stack([-surrogate.predict(rows)[0], compiled(rows)])

@@ -53,8 +53,10 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "finishing": "the last step of one network",
+        "confirming": "a front's networks measured again",
         "prediction": "a front for another device",
         "report": "figures, HTML and dashboard",
+        "comparison": "joint search beside what it is compared with",
     },
     {
         "commands": "what each command does",
@@ -73,11 +75,12 @@ CONVENIENCES = {
 AT_IMPORT = {
     "torch": ("_checkpoints", "_torchvision", "predictor/mlp", "predictor/transfer_learning",
               "data", "supernet", "quantization", "hardware/layers", "objective", "collect",
-              "finishing"),
+              "finishing", "baselines"),
     "safetensors": ("_checkpoints", "predictor/mlp"),
-    "optuna": ("_optuna", "storage", "sampler", "objective", "prediction", "report"),
+    "optuna": ("_optuna", "storage", "sampler", "objective", "prediction", "report", "baselines",
+               "confirming", "comparison"),
     "sqlalchemy": ("storage", "pairs", "ledger"),
-    "plotly": ("report",),
+    "plotly": ("report", "comparison/tables"),
     "onnx": (),
     "onnxruntime": (),
     "optuna_dashboard": (),

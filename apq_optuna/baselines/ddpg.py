@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,10 +106,9 @@ class DDPGOptions:
         """The same agent in a study of fewer trials than the search was made for.
 
         The original spends 20 to 100 trials on chance, and later ones on exploration that fades
-        over hundreds; a study of 60 would end before it has begun. So of what is fewer, warm-up
-        takes at most a quarter; exploration fades to a tenth within the rest, if it did not
-        sooner; and each episode is learned from the more often the fewer there are, so that
-        actor and critic see about as many updates as there. All else stays.
+        over hundreds; a study of 60 would end before it has begun. So where trials are fewer,
+        warm-up takes at most a quarter of them, and exploration fades to a tenth within the rest,
+        if it did not sooner. All else stays.
 
         Raises:
             InvalidArgumentError: Fewer than one trial.
@@ -123,9 +124,6 @@ class DDPGOptions:
             episodes=trials,
             warmup=warmup,
             sigma_decay=min(self.sigma_decay, fading),
-            updates_per_step=max(
-                self.updates_per_step, round(self.updates_per_step * self.episodes / trials)
-            ),
         )
 
 
@@ -180,7 +178,7 @@ class Agent:
 
     def decide(self, state: Floats) -> float:
         """The actor's own action in a state `(S,)`."""
-        with torch.no_grad():
+        with _one_thread(), torch.no_grad():
             return float(self.actor(torch.from_numpy(state)[None])[0, 0])
 
     def act(self, state: Floats, rng: np.random.Generator) -> float:
@@ -202,16 +200,17 @@ class Agent:
         rewards = torch.tensor([e.reward for e in memory], dtype=torch.float32)
         size = (steps * self.options.updates_per_step, self.options.batch_size)
         picked = torch.from_numpy(self._rng.integers(len(memory) * steps, size=size))
-        for which in picked:
-            walk, step = which // steps, which % steps
-            last = step == steps - 1
-            self._update(
-                states[walk, step],
-                actions[walk, step],
-                rewards[walk, None],
-                states[walk, torch.where(last, step, step + 1)],
-                last[:, None],
-            )
+        with _one_thread():
+            for which in picked:
+                walk, step = which // steps, which % steps
+                last = step == steps - 1
+                self._update(
+                    states[walk, step],
+                    actions[walk, step],
+                    rewards[walk, None],
+                    states[walk, torch.where(last, step, step + 1)],
+                    last[:, None],
+                )
 
     def _update(
         self, state: Tensor, action: Tensor, reward: Tensor, following: Tensor, last: Tensor
@@ -300,3 +299,17 @@ def _linear(
 def _adam(module: nn.Module, rate: float) -> torch.optim.Adam:
     # one pass over all weights: networks this small spend their time on calls
     return torch.optim.Adam(module.parameters(), lr=rate, fused=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for networks this small: several would wait for each other far longer.
+
+    It also makes an agent the same on any number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -30,6 +30,24 @@ def gate_gradient(p: Tensor, of_gates: Tensor) -> Tensor:
     return p * (of_gates - (p * of_gates).sum(-1, keepdim=True))
 
 
+@torch.no_grad()
+def step_within_pairs(alpha: Tensor, optimizer: torch.optim.Optimizer, pairs: Tensor) -> None:
+    """A step of alpha, `(C, N)`, after which each pair together has the share that it had.
+
+    So the others keep their probability, as far as they have no gradient of their own: that of
+    the expected cost, which needs no sampling, goes to all (section 3.2.1, and eq. 5).
+
+    Args:
+        alpha: The parameters.
+        optimizer: Theirs.
+        pairs: `(C, 2) int64`, the sampled candidates.
+    """
+    before = alpha.gather(1, pairs).logsumexp(1, keepdim=True)
+    optimizer.step()
+    moved = alpha.gather(1, pairs)
+    alpha.scatter_(1, pairs, moved + before - moved.logsumexp(1, keepdim=True))
+
+
 class TwoPaths:
     """Runs a supernet so that two candidates of every choice are compared (section 3.2.1).
 

@@ -277,7 +277,7 @@ def _choices(
                 columns = (column, channels)
                 found.append(Choice(decision.group, columns, candidates, governor, least))
     place = {c.name: p for p, c in enumerate(found) if c.name not in depths}
-    return tuple(found), place, {depth: tuple(blocks) for depth, blocks in ends.items()}
+    return tuple(found), place, {depth: tuple(last) for depth, last in ends.items()}
 
 
 def _operations(kernels: int, channels: int, widths: int | None) -> NDArray[np.int32]:

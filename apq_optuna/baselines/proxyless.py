@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
-from apq_optuna.baselines.gates import TwoPaths, gate_gradient
-from apq_optuna.baselines.held_out import hold_out
+from apq_optuna.baselines.gates import TwoPaths, gate_gradient, step_within_pairs
+from apq_optuna.baselines.parts import hold_out
 from apq_optuna.baselines.paths import Paths, Picks, expected_cost
 from apq_optuna.data import ImageData
 from apq_optuna.errors import (
@@ -68,7 +68,7 @@ class ProxylessOptions:
     Attributes:
         steps: Architecture steps (one every 5 weight steps of the last 80 of 120 epochs).
         batch_size: Images a step (256).
-        learning_rate: Of Adam for alpha (0.001, which some hundred steps do not get far with).
+        learning_rate: Of Adam for alpha (0.001; in so few steps that hardly leaves the start).
         held_out: Share of the training images that is for architecture steps alone. Weight steps
             keep off it; the training that the supernet came with may not have.
         widths: Channel choices of a block that are candidates, evenly spaced from the smallest to
@@ -237,7 +237,7 @@ class _Search:
     def __init__(
         self, supernet: OnceForAllNet, data: ImageData, paths: Paths, target: float,
         options: ProxylessOptions, device: str, seed: int, file: Path | None,
-        settings: dict[str, Any],
+        settings: dict[str, object],
     ) -> None:  # fmt: skip
         self.paths, self.target, self.options, self.device = paths, target, options, device
         self.file, self.fingerprint = file, json.dumps(settings, sort_keys=True)
@@ -251,14 +251,11 @@ class _Search:
         start = torch.randn(self.mask.shape, generator=self.generator, dtype=torch.float64)
         self.alpha = nn.Parameter(start * 1e-3)
         self.adam = torch.optim.Adam([self.alpha], lr=options.learning_rate, betas=BETAS)
-        decays = [p.ndim > 1 and ".transforms." not in n for n, p in self.net.named_parameters()]
-        decayed, plain = (
-            [p for p, d in zip(self.net.parameters(), decays, strict=True) if d is kind]
-            for kind in (True, False)
-        )
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": options.weight_decay}, {"params": plain}
-        ]  # fmt: skip
+        named = list(self.net.named_parameters())
+        plain = [p for name, p in named if p.ndim == 1 or ".transforms." in name]
+        decayed = [p for name, p in named if p.ndim > 1 and ".transforms." not in name]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain}]
+        groups[0]["weight_decay"] = options.weight_decay
         self.sgd = torch.optim.SGD(groups, lr=options.weight_rate, momentum=0.9, nesterov=True)
         self.total = options.warmup_steps + options.steps
         self.done = 0
@@ -305,7 +302,7 @@ class _Search:
     def _keys(self) -> Tensor:
         """Gumbel keys, `(C, N)`: the largest k of a row are k draws by p without replacement."""
         gumbel = -torch.empty_like(self.alpha).exponential_(generator=self.generator).log()
-        return self._log_p().detach() + gumbel.detach()
+        return self._log_p().detach() + gumbel
 
     def _images(self, data: ImageData) -> tuple[Tensor, Tensor]:
         """A batch, drawn anew each time: no place in a pass has to be kept in a checkpoint."""
@@ -341,20 +338,8 @@ class _Search:
         total_loss(ce.double().cpu(), expected, self.target, self.options).backward()
         assert self.alpha.grad is not None and gates.grad is not None
         self.alpha.grad.scatter_add_(1, pairs, gate_gradient(p, gates.grad.cpu().double()))
-        self._adam_step(pairs)
+        step_within_pairs(self.alpha, self.adam, pairs)
         return self._finite(ce), expected.item()
-
-    def _adam_step(self, pairs: Tensor) -> None:
-        """A step after which the pair has the share that it had, so the others keep theirs.
-
-        Others move by the gradient of their expected cost alone.
-        """
-        before = self.alpha.detach().gather(1, pairs).logsumexp(1, keepdim=True)
-        self.adam.step()
-        with torch.no_grad():
-            moved = self.alpha.gather(1, pairs)
-            moved += before - moved.logsumexp(1, keepdim=True)
-            self.alpha.scatter_(1, pairs, moved)
 
     def _finite(self, loss: Tensor) -> float:
         number = loss.item()
@@ -391,16 +376,18 @@ class _Search:
             ours = json.loads(self.fingerprint)
             other = [name for name, value in ours.items() if theirs.get(name) != value]
             raise CheckpointError(
-                f"{self.file} is of another search (of another {' and '.join(other)}); choose "
-                "another folder, or remove it to start again"
+                f"{self.file} is of another search, which differs in {' and '.join(other)}; "
+                "choose another folder, or remove it to start again"
             )
         with torch.no_grad():
             self.alpha.copy_(tensors["alpha"])
         self.generator.set_state(tensors["generator"])
-        adam = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
+        adam, weights = (
+            {name[len(kind) :]: value for name, value in tensors.items() if name.startswith(kind)}
+            for kind in ("adam.", "net.")
+        )
         if adam:
             self.adam.state[self.alpha] = adam
-        weights = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
         if weights:
             self.net.load_state_dict(weights)
         for name, parameter in self.net.named_parameters():

@@ -1,6 +1,7 @@
 """What each command of `apq-optuna` does; their arguments are in `cli`."""
 
 from apq_optuna.commands.cache import cache
+from apq_optuna.commands.compare import compare
 from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.ledger import ledger
 from apq_optuna.commands.prepare import collect, train
@@ -11,6 +12,7 @@ from apq_optuna.commands.study import search
 __all__ = [
     "cache",
     "collect",
+    "compare",
     "finetune",
     "hardware",
     "ledger",

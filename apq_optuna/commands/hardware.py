@@ -51,6 +51,8 @@ def _build(arguments: Any) -> None:
         raise InvalidArgumentError(f"--out {out}: name it .json or .csv")
     started = time.perf_counter()
     ledger = ledger_of(arguments) if arguments.run or arguments.storage else None
+    if ledger is None and arguments.watts is not None:
+        raise InvalidArgumentError("--watts goes with --run or --storage: where it is recorded")
     if arguments.template:
         _template(space, arguments.widths, out)
         return

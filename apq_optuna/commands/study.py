@@ -49,6 +49,8 @@ def search(arguments: Any) -> None:
     set_threads(arguments)
     ledger = ledger_of(arguments)
     budgets = _budgets(arguments)
+    if arguments.confirm is not None and arguments.confirm < 1:
+        raise InvalidArgumentError(f"--confirm {arguments.confirm}: at least 1")
     if arguments.predict_only:
         if arguments.measure_on:
             raise InvalidArgumentError("--measure-on: --predict-only runs no networks")
@@ -69,7 +71,7 @@ def search(arguments: Any) -> None:
         arguments, supernet, data, costs, options, study_name=arguments.study,
         report=arguments.report, budgets=budgets, sources=arguments.source_study,
         kind=arguments.sampler, images=arguments.images, baselines=not arguments.no_baselines,
-        measured_on=measured_on,
+        measured_on=measured_on, repeats=arguments.repeats,
     )  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def run_study(
     arguments: Any, supernet: OnceForAllNet, data: ImageData, costs: CostTable, options: Any, *,
     study_name: str, report: Path | None = None, budgets: dict[str, float] | None = None,
     sources: Sequence[str] = (), kind: str = "apq", images: int | None = None,
-    baselines: bool = True, measured_on: Device | None = None,
+    baselines: bool = True, measured_on: Device | None = None, repeats: int = 1,
 ) -> Study:  # fmt: skip
     import optuna
     from optuna.study import MaxTrialsCallback
@@ -134,6 +136,7 @@ def run_study(
         finetune=options,
         device=arguments.device,
         images=images,
+        repeats=repeats,
         measured_on=measured_on,
     )
     take_in_pairs(arguments, store)
@@ -204,6 +207,10 @@ def run_study(
                     MaxTrialsCallback(arguments.trials, (TrialState.COMPLETE,)),
                 ],
             )
+    if getattr(arguments, "confirm", None):
+        from apq_optuna.confirming import confirm
+
+        confirm(study, objective, arguments.confirm, progress=True)
     _say_front(study, time.perf_counter() - started)
     drawing.write(study)
     say(f"report: {path}")

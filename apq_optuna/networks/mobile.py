@@ -84,6 +84,21 @@ class MobileFamily:
             return self.stages[stage].out_channels
         return self.stages[stage - 1].out_channels if stage > 0 else self.first_channels
 
+    def of_one_shape(self) -> MobileFamily:
+        """The family of a single hand-made network, its bits alone a choice.
+
+        Like MobileNetV2 (Sandler et al., CVPR 2018) it has the smallest kernel throughout and one
+        expansion, the largest there is; depths are the middle ones.
+        """
+        stages = tuple(
+            replace(
+                stage, kernels=stage.kernels[:1], depths=(stage.depths[len(stage.depths) // 2],),
+                expansion=(stage.expansion[1],) * 2,
+            )
+            for stage in self.stages
+        )  # fmt: skip
+        return replace(self, stages=stages)
+
     # ------------------------------------------------------------------ the protocol
 
     @property

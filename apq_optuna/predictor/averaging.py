@@ -65,9 +65,10 @@ class AveragedProcess:
         *,
         iterations: int = 40,
         unit: float | None = None,
+        measures: Floats | None = None,
     ) -> AveragedProcess:
         """As `GaussianProcess.fit`, with the rows' features `(n, F)`."""
-        joint = self.joint.fit(z, y, iterations=iterations, unit=unit)
+        joint = self.joint.fit(z, y, iterations=iterations, unit=unit, measures=measures)
         self._features = features = np.asarray(features, float)
         self.evidence = joint.evidence
         if not len(self._groups):
@@ -82,7 +83,7 @@ class AveragedProcess:
             if np.isfinite(found.fun):
                 self.scales = found.x
         v, self._a, b = self._read(self.scales)
-        self._posterior = Posterior(self._sum(kernel, self._a, b), v, u)
+        self._posterior = Posterior(self._sum(kernel, self._a, b), v * joint.relative, u)
         # asked about thousands of rows: laid out for it, and in half the memory
         self._b = b.astype(np.float32)
         self._weighted = np.ascontiguousarray((features * b).T, np.float32)
@@ -114,7 +115,7 @@ class AveragedProcess:
         """Minus the log posterior of the scales, and its gradient (Rasmussen, eq. 5.8 and 5.9)."""
         v, a, b = self._read(scales)
         matrix = self._sum(kernel, a, b)
-        matrix.flat[:: len(u) + 1] += v
+        matrix.flat[:: len(u) + 1] += v * self.joint.relative
         try:
             factor = cholesky(matrix, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -126,7 +127,7 @@ class AveragedProcess:
         loss = 0.5 * float(u @ alpha + off @ off) + float(np.log(np.diag(factor)).sum())
         features = self._features
         each = b * np.einsum("nf,nf->f", features, pull @ features)
-        first = [v * np.trace(pull), a * np.vdot(pull, kernel)]
+        first = [v * float(np.diag(pull) @ self.joint.relative), a * np.vdot(pull, kernel)]
         slopes = np.concatenate([first, np.add.reduceat(each, self._starts)])
         return loss, slopes + off / self._std
 

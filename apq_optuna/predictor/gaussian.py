@@ -6,7 +6,8 @@ Notation:
     n, q        rows observed; rows asked about
     z           rows as columns, `(n, C)`
     l, s, v     length scales `(G,)`, signal variances `(P,)`, noise variance
-    K           sum over parts of s_p * matern52(r_p) + v * I,
+    w           measurements behind a row's target, `(n,)`; one each where nothing is said
+    K           sum over parts of s_p * matern52(r_p) + v * diag(1 / w),
                 with r_p^2 = sum over the part's columns of ((z - z') / l)^2
 
 Scales are found by maximum a posteriori. Length scales have the prior
@@ -78,11 +79,18 @@ class GaussianProcess:
         self.zero_mean = zero_mean
         self.z: Floats = np.zeros((0, self.columns))
         self.centre, self.unit = 0.0, 1.0
+        self.relative: Floats = np.ones(0)
 
     # ------------------------------------------------------------------ fitting
 
     def fit(
-        self, z: Floats, y: Floats, *, iterations: int = 40, unit: float | None = None
+        self,
+        z: Floats,
+        y: Floats,
+        *,
+        iterations: int = 40,
+        unit: float | None = None,
+        measures: Floats | None = None,
     ) -> GaussianProcess:
         """Finds scales for rows `(n, C)` and finite targets `(n,)`, starting from the prior's.
 
@@ -90,6 +98,7 @@ class GaussianProcess:
             z, y: The rows.
             iterations: Of L-BFGS; 0 keeps the scales and takes in the rows only.
             unit: What one standard unit of the targets is; by default their deviation.
+            measures: w, of how many measurements each target is the mean; by default 1.
         """
         z, y = np.asarray(z, float), np.asarray(y, float)
         if z.ndim != 2 or z.shape[1] != self.columns or y.shape != (len(z),):
@@ -100,6 +109,7 @@ class GaussianProcess:
         self.centre = float(y.mean()) if len(y) and not self.zero_mean else 0.0
         self.unit = max(float(y.std()) if len(y) and unit is None else unit or 1.0, 1e-9)
         u = (y - self.centre) / self.unit
+        self.relative = relative_noise(measures, len(u))
         if iterations and len(u) > 1:
             limits = [LENGTH_LIMITS] * self._groups + [SIGNAL_LIMITS] * self._parts
             found = minimize(
@@ -122,7 +132,7 @@ class GaussianProcess:
         inverse_length, signal, noise = self._read(scales)
         scaled = self.z * inverse_length
         n = len(u)
-        matrix = noise * np.eye(n)
+        matrix = np.diag(noise * self.relative)
         shapes, slopes = [], []
         for part, s in zip(self._slices, signal, strict=True):
             root5, decay = _root5(scaled[:, part], scaled[:, part])
@@ -146,13 +156,13 @@ class GaussianProcess:
             along[part] = 2.0 * (weight.sum(1) @ z**2 - (z * (weight @ z)).sum(0))
             gradient[self._groups + p] = s * float((pull * shapes[p]).sum())
         gradient[: self._groups] = -2.0 * np.bincount(self._group, along, minlength=self._groups)
-        gradient[-1] = noise * float(np.trace(pull))
+        gradient[-1] = noise * float(np.diag(pull) @ self.relative)
         off = (scales - self._mean) / self._std
         return loss + 0.5 * float(off @ off), gradient + off / self._std
 
     def _condition(self, u: Floats) -> None:
         self._inverse_length, self._signal, self.noise = self._read(self.scales)
-        self.posterior = Posterior(self.kernel(self.z, self.z), self.noise, u)
+        self.posterior = Posterior(self.kernel(self.z, self.z), self.noise * self.relative, u)
         self.evidence = self.posterior.evidence - len(u) * float(np.log(self.unit))
         """Log density of the rows' targets, in their own units."""
 
@@ -193,15 +203,15 @@ class Posterior:
 
     Args:
         kernel: K without noise, `(n, n)`.
-        noise: v.
+        noise: v / w, `(n,)`.
         u: Targets, `(n,)`.
 
     Attributes:
         evidence: Log density of the targets.
     """
 
-    def __init__(self, kernel: Floats, noise: float, u: Floats) -> None:
-        matrix = kernel + max(noise, 1e-6) * np.eye(len(u))
+    def __init__(self, kernel: Floats, noise: Floats, u: Floats) -> None:
+        matrix = kernel + np.diag(np.maximum(noise, 1e-6))
         factor = cholesky(matrix, lower=True, check_finite=False)
         self._alpha = cho_solve((factor, True), u, check_finite=False) if len(u) else u
         # asked about thousands of rows, a product is several times faster than as many solves
@@ -215,6 +225,11 @@ class Posterior:
         half = cross @ self._half
         explained = np.einsum("qn,qn->q", half, half)
         return cross @ self._alpha, np.sqrt(np.maximum(variance - explained, 1e-10))
+
+
+def relative_noise(measures: Floats | None, n: int) -> Floats:
+    """Noise variance of each of n targets as a share of a single measurement's."""
+    return np.ones(n) if measures is None else 1.0 / np.asarray(measures, float)
 
 
 def _root5(a: Floats, b: Floats) -> tuple[Floats, Floats]:

@@ -1,6 +1,7 @@
 """Mixed-precision quantization of extracted subnets, and their finetuning."""
 
 from apq_optuna.quantization.finetune import (
+    AVERAGING,
     DivergedError,
     FinetuneOptions,
     finetune_quantized,
@@ -22,6 +23,7 @@ from apq_optuna.quantization.quantizers import (
 )
 
 __all__ = [
+    "AVERAGING",
     "DivergedError",
     "FinetuneOptions",
     "calibrate",

@@ -81,6 +81,19 @@ def front_figure(summary: StudySummary, baselines: Sequence[Mapping[str, Any]] =
                 text=[summary.describe(int(i)) for i in chosen],
                 hovertemplate="%{text}<extra></extra>", row=1, col=column,
             )  # fmt: skip
+        again = [(i, found) for i in order if (found := summary.again(int(i))) is not None]
+        if again:
+            figure.add_scatter(
+                x=x[[i for i, _ in again]], y=[mean for _, (mean, _, _) in again],
+                error_y={"type": "data", "array": [np.nan_to_num(s) for _, (_, s, _) in again],
+                         "thickness": 1.2, "width": 4},
+                mode="markers", name="measured again (mean and deviation)",
+                legendgroup="again", showlegend=column == 1,
+                marker={"color": "white", "size": 8, "symbol": "diamond",
+                        "line": {"color": FRONT, "width": 1.6}},
+                text=[summary.describe(int(i)) for i, _ in again],
+                hovertemplate="%{text}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
         # told apart by symbol and legend: beside the points, labels of equal costs would overlap
         for baseline, symbol in zip(baselines, cycle(_SYMBOLS), strict=False):
             name = f"largest network, {baseline['name']}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import study_attribute, trials_of
+from apq_optuna._optuna import confirmed_values, study_attribute, trials_of
 from apq_optuna._text import aligned
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
@@ -33,6 +34,8 @@ class StudySummary:
         trials: The trials themselves.
         states: Number of trials by state name.
         space: The joint space of its networks; None where the study does not say.
+        confirmed: Accuracies of trials that were measured again, by trial number; the trial's own
+            is not among them.
     """
 
     metric_names: list[str]
@@ -44,6 +47,15 @@ class StudySummary:
     trials: list[FrozenTrial]
     states: dict[str, int]
     space: SearchSpace | None = None
+    confirmed: Mapping[int, Sequence[float]] = field(default_factory=dict)
+
+    def again(self, index: int) -> tuple[float, float, int] | None:
+        """Mean, deviation (NaN of one) and number of a trial's further measurements, if any."""
+        values = self.confirmed.get(int(self.numbers[index]))
+        if not values:
+            return None
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        return float(np.mean(values)), spread, len(values)
 
     @cached_property
     def _rows(self) -> list[Genotypes | None]:
@@ -100,6 +112,10 @@ class StudySummary:
         attributes = self.trials[index].user_attrs
         if "fp32_accuracy" in attributes:
             lines.append(f"fp32 accuracy: {attributes['fp32_accuracy']:.4g}")
+        if (again := self.again(index)) is not None:
+            lines.append(f"{again[2]} further seeds: {again[0]:.4g} +- {again[1]:.2g}")
+        elif "accuracy_std" in attributes:
+            lines.append(f"deviation over seeds: {attributes['accuracy_std']:.2g}")
         if "macs" in attributes:
             lines.append(f"{attributes['macs'] / 1e6:.2f} MMACs")
         if np.isfinite(bits := self.mean_bits(index)):
@@ -109,15 +125,20 @@ class StudySummary:
     def table(self) -> str:
         """The front as aligned text, one line a trial."""
         header = ["trial", *self.metric_names, "fp32", "MMACs", "mean bits"]
+        header[2:2] = ["again", "+-"] if self.confirmed else []
         rows = [header]
         for i in self.front:
+            again = self.again(int(i)) if self.confirmed else None
+            more = ["-", "-"] if again is None else [f"{again[0]:.4f}", f"{again[1]:.4f}"]
             trial = self.trials[i]
             bits = self.mean_bits(int(i))
             fp32, macs = trial.user_attrs.get("fp32_accuracy"), trial.user_attrs.get("macs")
             rows.append(
                 [
                     str(self.numbers[i]),
-                    *(f"{value:.4f}" for value in self.values[i]),
+                    f"{self.values[i][0]:.4f}",
+                    *(more if self.confirmed else ()),
+                    *(f"{value:.4f}" for value in self.values[i][1:]),
                     "" if fp32 is None else f"{fp32:.4f}",
                     "" if macs is None else f"{macs / 1e6:.2f}",
                     f"{bits:.2f}" if np.isfinite(bits) else "",
@@ -174,4 +195,5 @@ def summarise(study: Study, space: SearchSpace | None = None) -> StudySummary:
         list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted,
         front, trials, states,
         space or stored_space(study) or getattr(study.sampler, "space", None),
+        confirmed_values(study) if trials else {},
     )  # fmt: skip

@@ -118,7 +118,9 @@ class Advice:
         self._of_sources(study, proposer.predicted)
         if self._space is not None and self._open(study, "space"):
             seen = {name for trial in completed(study) for name in trial.params}
-            if not len(snapshot.genotypes) or not self._space.column.keys() <= seen:
+            # in a family's space what a held depth leaves out is in no trial, rightly
+            lacking = self._space.family is None and not self._space.column.keys() <= seen
+            if not len(snapshot.genotypes) or lacking:
                 self._of_space(study, self._space, _lacking)
         enough = 1 if proposer.joint else SEEN
         if len(snapshot.genotypes) < enough or proposer.known.given_names:

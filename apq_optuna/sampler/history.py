@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import constraints_of, trial_attribute, trials_of
+from apq_optuna._optuna import confirmed_values, constraints_of, trial_attribute, trials_of
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
@@ -28,7 +28,9 @@ class Snapshot:
 
     Attributes:
         genotypes: Of the completed trials, `(n, D)`.
-        values: Of the completed trials, `(n, M)`, as stored.
+        values: Of the completed trials, `(n, M)`, as stored; the first one is the mean of all
+            its measurements where a trial was measured again.
+        measures: How many measurements the first value is the mean of, `(n,)`.
         predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
             where none was.
         constraints: Values set through `Trial.set_constraint` or a `constraints_func` by name,
@@ -39,6 +41,7 @@ class Snapshot:
 
     genotypes: Genotypes
     values: NDArray[np.float64]
+    measures: NDArray[np.float64]
     predicted: NDArray[np.float64]
     constraints: dict[str, NDArray[np.float64]]
     tried: Genotypes
@@ -80,6 +83,7 @@ class History:
         self._fixed = strict and space.family is not None
         self._distributions = space.distributions()
         self._seen: set[int] = set()
+        self._numbers: list[int] = []
         self._rows: list[Genotypes] = []
         self._values: list[list[float]] = []
         self._predicted: list[list[float]] = []
@@ -105,15 +109,23 @@ class History:
                 continue
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 self._rows.append(row)
+                self._numbers.append(trial.number)
                 self._values.append(trial.values)
                 self._constraints.append(constraints_of(trial))
                 self._predicted.append(trial_attribute(trial, "raw_prediction") or [np.nan] * 2)
             else:
                 self._other.append(row)
         width = len(self.space.decisions)
+        values = np.array(self._values, float).reshape(len(self._rows), len(study.directions))
+        measures = np.ones(len(values))
+        again = confirmed_values(study) if len(values) else {}
+        for place in [i for i, number in enumerate(self._numbers) if number in again]:
+            found = [values[place, 0], *again[self._numbers[place]]]
+            values[place, 0], measures[place] = np.mean(found), len(found)
         return Snapshot(
             _stack(self._rows, width),
-            np.array(self._values, float).reshape(len(self._rows), len(study.directions)),
+            values,
+            measures,
             np.array(self._predicted, float).reshape(len(self._rows), 2),
             self._constraint_columns(),
             _stack([*self._rows, *self._other, *running], width),

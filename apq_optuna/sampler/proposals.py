@@ -244,7 +244,9 @@ class Proposer:
 
         def refreshed(of: tuple[Surrogate, int]) -> Surrogate:
             surrogate, i = of
-            return surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]))
+            values = clipped(snapshot.values[:, i])
+            measures = snapshot.measures if i == 0 else None
+            return surrogate.refresh(snapshot.genotypes, values, measures)
 
         pairs_of = list(zip(self.surrogates, self.predicted, strict=True))
         surrogates = each(refreshed, pairs_of, seen)

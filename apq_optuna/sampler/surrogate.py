@@ -138,7 +138,13 @@ class Process:
         return columns, effects
 
     def fit(
-        self, genotypes: Genotypes, y: Floats, *, total: int | None = None, scales: bool = True
+        self,
+        genotypes: Genotypes,
+        y: Floats,
+        *,
+        total: int | None = None,
+        scales: bool = True,
+        measures: Floats | None = None,
     ) -> Process:
         """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`.
 
@@ -146,6 +152,7 @@ class Process:
             genotypes, y: The rows.
             total: Of how many they were chosen.
             scales: Whether scales are found anew when that is due.
+            measures: Of how many measurements each value is the mean, `(n,)`; by default 1.
         """
         n = len(y)
         total = n if total is None else total
@@ -166,17 +173,18 @@ class Process:
             squares = float(off @ off) + TREND_ROWS * first_unit**2
             unit = (squares / (n + TREND_ROWS)) ** 0.5
         self.gp.fit(
-            *self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit
+            *self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit,
+            measures=measures,
         )  # fmt: skip
         return self
 
-    def beside(self, genotypes: Genotypes, y: Floats) -> Process:
+    def beside(self, genotypes: Genotypes, y: Floats, measures: Floats) -> Process:
         """A copy that has learned other rows with the same scales and trend."""
         other = copy.copy(self)
         other.gp = copy.copy(self.gp)
         other.gp.joint = copy.copy(self.gp.joint)
         other.trend = copy.copy(self.trend)
-        return other.fit(genotypes, y, scales=False)
+        return other.fit(genotypes, y, scales=False, measures=measures)
 
     def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
@@ -219,7 +227,7 @@ class Surrogate:
             self.informed = _over_earlier(space, trend, fp32, earlier, self.sign)
         self.trust = float(self.informed is not None)
         """Share of the informed process in what is predicted."""
-        self._rows = -1
+        self._rows = -1.0
         self.refresh(np.zeros((0, len(space.decisions)), np.int32), np.zeros(0))
 
     @property
@@ -227,20 +235,28 @@ class Surrogate:
         """Whether anything is known before the study's first trial."""
         return self.alone.trend is not None or self.informed is not None
 
-    def refresh(self, genotypes: Genotypes, y: Floats) -> Surrogate:
-        """Takes in all rows `(n, D)` with finite values `(n,)`; n may be 0."""
-        if len(y) == self._rows:
+    def refresh(
+        self, genotypes: Genotypes, y: Floats, measures: Floats | None = None
+    ) -> Surrogate:
+        """Takes in all rows `(n, D)` with finite values `(n,)`; n may be 0.
+
+        Args:
+            genotypes, y: The rows.
+            measures: Of how many measurements each value is the mean, `(n,)`; by default 1.
+        """
+        counts = np.ones(len(y)) if measures is None else measures
+        if (told := float(counts.sum())) == self._rows:
             return self
-        self._rows = len(y)
+        self._rows = told
         kept = most_telling(y * self.sign)
-        rows, values = genotypes[kept], drawn_in(y[kept], self.sign)
-        self._seen = rows, values
+        rows, values, counts = genotypes[kept], drawn_in(y[kept], self.sign), counts[kept]
+        self._seen = rows, values, counts
         if self.informed is None:
-            self.alone.fit(rows, values, total=len(y))
+            self.alone.fit(rows, values, total=len(y), measures=counts)
             return self
-        self.informed.fit(rows, values, total=len(y))
+        self.informed.fit(rows, values, total=len(y), measures=counts)
         if len(values) >= FEWEST_TO_JUDGE:
-            self.alone.fit(rows, values, total=len(y))
+            self.alone.fit(rows, values, total=len(y), measures=counts)
             ahead = self.informed.gp.evidence - self._fitted(len(values)) - self.alone.gp.evidence
             self.trust = float(expit(min(ahead, 0.0)))
         return self
@@ -255,10 +271,11 @@ class Surrogate:
             return self
         seen = np.concatenate([self._seen[0], rows])
         values = np.concatenate([self._seen[1], self.predict(rows)[0]])
+        counts = np.concatenate([self._seen[2], np.ones(len(rows))])
         other = copy.copy(self)
-        other.alone = self.alone.beside(seen, values)
+        other.alone = self.alone.beside(seen, values, counts)
         if self.informed is not None:
-            other.informed = self.informed.beside(seen, values)
+            other.informed = self.informed.beside(seen, values, counts)
         return other
 
     def _fitted(self, n: int) -> float:

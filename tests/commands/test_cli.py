@@ -13,7 +13,7 @@ import pytest
 from apq_optuna.cli import main
 from apq_optuna.hardware import CPU, DEVICES, CostTable
 
-COMMANDS = ("quickstart", "train", "collect", "search", "report", "finetune", "hardware")
+COMMANDS = ("quickstart", "train", "collect", "search", "report", "finetune", "ledger", "hardware")
 ACTIONS = ("list", "build", "check", "show", "compare", "price")
 
 

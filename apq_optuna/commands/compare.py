@@ -1,0 +1,124 @@
+"""Joint search beside what it is compared with."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.commands.common import (
+    cost_table,
+    ledger_of,
+    load_supernet,
+    quiet,
+    run_folder,
+    say,
+    set_threads,
+    share_cores,
+    storage_url,
+    supernet_images,
+    take_in_pairs,
+)
+from apq_optuna.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from apq_optuna.supernet import OnceForAllNet, TrainingPlan
+
+
+def compare(arguments: Any) -> None:
+    from apq_optuna.comparison import METHODS, Setting, judge, markdown, results_of, write_page
+    from apq_optuna.comparison.tables import shared_seconds
+    from apq_optuna.pairs import PairStore
+    from apq_optuna.quantization import FinetuneOptions
+    from apq_optuna.storage import open_storage
+
+    set_threads(arguments)
+    quiet()
+    cases = _cases(arguments)
+    chosen = arguments.method or list(METHODS)
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise InvalidArgumentError(f"--method {unknown[0]}: choose from {', '.join(METHODS)}")
+    ledger = ledger_of(arguments)
+    supernet = load_supernet(arguments)
+    folder = run_folder(arguments) / "compare"
+    costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
+    data = supernet_images(arguments, supernet)
+    url = storage_url(arguments)
+    storage = open_storage(url)
+    store = PairStore(url, supernet=supernet)
+    take_in_pairs(arguments, store)
+    if len(store) < 50:
+        raise InvalidArgumentError(
+            f"--run {arguments.run} has {len(store)} fp32 pairs: run `collect` first"
+        )
+    plan = _mobilenet_plan(arguments, supernet)
+    options = FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    say(
+        f"{len(chosen)} methods, {len(cases)} budgets, {len(seeds)} seeds, {arguments.trials} "
+        f"trials each on {costs.device}; a stopped comparison goes on with the same command"
+    )
+    started = time.perf_counter()
+    done, total = 0, len(chosen) * len(cases) * len(seeds)
+    for seed in seeds:
+        for metric, limit in cases:
+            for method in chosen:
+                setting = Setting(
+                    supernet, data, costs, metric, limit, seed, arguments.trials, options,
+                    storage, store, folder, plan, arguments.images, arguments.device, say,
+                )  # fmt: skip
+                if not arguments.threads:
+                    share_cores()
+                with ledger.task(
+                    "compare", subject=f"{method}, {setting.case}", scope="device",
+                    target=costs.device,
+                ):  # fmt: skip
+                    result = judge(
+                        setting, method, epochs=arguments.epochs, repeats=arguments.confirm
+                    )
+                done += 1
+                told = result.missing or (
+                    f"test {result.test:.4f}, confirmed {result.confirmed:.4f}, "
+                    f"{result.seconds:.0f} s"
+                )
+                passed = time.perf_counter() - started
+                say(f"[{done}/{total}, {passed:.0f} s] {METHODS[method].title}: {told}")
+    results = results_of(storage)
+    shared = shared_seconds(ledger.rows())
+    text = markdown(results, ledger.options, shared)
+    out = arguments.out or run_folder(arguments) / "compare.html"
+    about = (
+        f"{costs.device}, {arguments.trials} trials a method, {arguments.steps} finetuning steps "
+        f"each, {arguments.epochs:g} epochs of final finetuning."
+    )
+    write_page(results, out, options=ledger.options, shared=shared, about=about)
+    out.with_suffix(".md").write_text(text + "\n")
+    say(f"\n{text}\n\npage: {out}\ntable: {out.with_suffix('.md')}")
+
+
+def _cases(arguments: Any) -> list[tuple[str, float]]:
+    cases = []
+    for text in arguments.budget:
+        metric, _, limit = text.partition("=")
+        try:
+            cases.append((metric, float(limit)))
+        except ValueError:
+            raise InvalidArgumentError(
+                f"--budget {text!r}: write METRIC=LIMIT, e.g. latency_ms=2.0"
+            ) from None
+    if not cases:
+        raise InvalidArgumentError("--budget METRIC=LIMIT is needed, once for each budget")
+    return cases
+
+
+def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | None:
+    """As long a training as the supernet's: told on the command line, or by its checkpoint."""
+    from apq_optuna.supernet import TrainingPlan
+
+    if arguments.mobilenet_epochs is not None:
+        return TrainingPlan(epochs=arguments.mobilenet_epochs)
+    file = run_folder(arguments) / "training.json"
+    if not file.exists():
+        return None
+    plan = json.loads(json.loads(file.read_text())["fingerprint"])[-1]
+    return TrainingPlan(**plan | {"shares": tuple(plan["shares"])})
