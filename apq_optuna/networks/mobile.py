@@ -84,20 +84,26 @@ class MobileFamily:
             return self.stages[stage].out_channels
         return self.stages[stage - 1].out_channels if stage > 0 else self.first_channels
 
-    def of_one_shape(self) -> MobileFamily:
-        """The family of a single hand-made network, its bits alone a choice.
+    def hand_made(self) -> tuple[MobileFamily, ...]:
+        """Families of a single network each, its bits alone a choice, from large to small.
 
-        Like MobileNetV2 (Sandler et al., CVPR 2018) it has the smallest kernel throughout and one
-        expansion, the largest there is; depths are the middle ones.
+        Like MobileNetV2 (Sandler et al., CVPR 2018) they have the smallest kernel and one
+        expansion throughout: the largest there is at middle depths, then the smallest there, then
+        the smallest at the least depths.
         """
-        stages = tuple(
-            replace(
-                stage, kernels=stage.kernels[:1], depths=(stage.depths[len(stage.depths) // 2],),
-                expansion=(stage.expansion[1],) * 2,
-            )
-            for stage in self.stages
-        )  # fmt: skip
-        return replace(self, stages=stages)
+
+        def shaped(depth: float, expansion: int) -> MobileFamily:
+            stages = tuple(
+                replace(
+                    stage, kernels=stage.kernels[:1],
+                    depths=(stage.depths[int(depth * len(stage.depths))],),
+                    expansion=(stage.expansion[expansion],) * 2,
+                )
+                for stage in self.stages
+            )  # fmt: skip
+            return replace(self, stages=stages)
+
+        return shaped(0.5, 1), shaped(0.5, 0), shaped(0.0, 0)
 
     # ------------------------------------------------------------------ the protocol
 

@@ -1,0 +1,140 @@
+"""The comparison: every method on one case, judged once, gone on with, and drawn."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+import apq_optuna as apq
+from apq_optuna.cli import main
+from apq_optuna.comparison import METHODS, Judged, comparison_figure, markdown, results_of
+from apq_optuna.comparison.setting import WITHIN
+from apq_optuna.comparison.tables import rows_of
+from apq_optuna.ledger import Ledger, LedgerOptions
+
+LIMIT = 0.03
+ARGUMENTS = [
+    "--hardware", "bitfusion-small", "--budget", f"latency_ms={LIMIT}", "--seeds", "1",
+    "--trials", "4", "--steps", "2", "--epochs", "0.3", "--confirm", "1",
+    "--mobilenet-epochs", "1", "--images", "100",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("compare") / "run"
+    shutil.copytree(run_folder, run)
+    pairs = ["--pairs", "60", "--images", "100"]
+    assert main(["collect", "--run", str(run), *pairs]) == 0
+    assert main(["compare", "--run", str(run), *ARGUMENTS]) == 0
+    return run
+
+
+def results(run: Path) -> list[Judged]:
+    return results_of(apq.open_storage(f"sqlite:///{run}/apq.db"))
+
+
+def test_every_method_ends_in_a_network_within_the_budget(compared: Path) -> None:
+    found = {result.method: result for result in results(compared)}
+    assert set(found) <= set(METHODS)
+    for name, result in found.items():
+        assert not result.missing and result.costs is not None, name
+        assert result.costs["latency_ms"] <= LIMIT * WITHIN, name
+        assert 0 <= result.test <= 1 and 0 <= result.confirmed <= 1 and result.seconds > 0
+        folder = compared / "compare" / "finished" / f"{name}-latency_ms-{LIMIT:g}-0"
+        network = apq.load_network(folder)
+        assert network.about["accuracy"]["test"] == result.test
+    assert set(found) >= {"sequential", "joint", "paper", "uniform4", "mobilenet"}
+    shared = {name for name, result in found.items() if result.shared}
+    assert shared == {"paper", "mobilenet"}
+
+
+def test_a_comparison_goes_on_and_measures_nothing_twice(
+    compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(compared)
+    storage = apq.open_storage(f"sqlite:///{compared}/apq.db")
+    trials = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
+    assert main(["compare", "--run", str(compared), *ARGUMENTS]) == 0
+    assert results(compared) == before
+    assert trials == {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
+    said = capsys.readouterr().out
+    assert "| budget | method | test accuracy |" in said
+    assert "Once for all devices and budgets: collect" in said
+    page = (compared / "compare.html").read_text()
+    assert METHODS["joint"].title in page and "http" not in page.split("<script")[0]
+    assert (compared / "compare.md").read_text().startswith("| budget | method |")
+    tasks = [row for row in Ledger(f"sqlite:///{compared}/apq.db").rows() if row.task == "compare"]
+    assert {row.scope for row in tasks} == {"device"}
+
+
+def test_stages_hold_what_those_before_them_found(compared: Path) -> None:
+    storage = apq.open_storage(f"sqlite:///{compared}/apq.db")
+    space = apq.OnceForAllNet.load(compared).space
+
+    def rows(name: str) -> np.ndarray:
+        study = optuna.load_study(
+            study_name=f"compare: {name}, latency_ms={LIMIT:g} seed 0", storage=storage
+        )
+        return np.stack([space.from_params(trial.params) for trial in study.trials])
+
+    role = np.array([decision.role for decision in space.decisions])
+    haq = rows("sequential, HAQ")
+    assert (haq[:, role != "bits"] == haq[0, role != "bits"]).all()
+    amc = rows("sequential, AMC")
+    still = (role == "depth") | (role == "kernel")
+    assert (amc[:, still] == haq[0, still]).all()
+    assert (amc[:, role == "bits"] == amc[0, role == "bits"]).all()
+    later = rows("depth + kernel + channels done")
+    assert (later[:, role != "bits"] == later[0, role != "bits"]).all()
+
+
+def judged(method: str, seed: int, test: float, **more: object) -> Judged:
+    values = {"metric": "latency_ms", "limit": 2.0, "measured": test, "confirmed": test,
+              "costs": {"latency_ms": 1.5}, "seconds": 3600.0, "shared": {}}  # fmt: skip
+    return Judged(method=method, seed=seed, test=test, **values | more)  # type: ignore[arg-type]
+
+
+def test_the_table_has_medians_ranges_and_what_is_missing() -> None:
+    rows = [judged("joint", s, t) for s, t in enumerate((0.7, 0.9, 0.8))]
+    rows.append(Judged("uniform8", "latency_ms", 2.0, 0, missing="too costly"))
+    table = rows_of(rows, LedgerOptions(watts=100.0))
+    cells = dict(zip(table[0], table[1], strict=True))
+    assert cells["test accuracy"] == "0.8000" and cells["range"] == "0.7000 to 0.9000"
+    assert cells["Wh"] == "158" and cells["g CO2e"] == "68.4" and cells["seeds"] == "3"
+    assert table[2][:3] == ["latency_ms 2", METHODS["uniform8"].title, "none"]
+    assert "Once for all devices and budgets: train 5 s" in markdown(rows, shared={"train": 5.0})
+    figure = comparison_figure(rows)
+    assert [trace.name for trace in figure.data] == [METHODS["joint"].title]
+    assert figure.data[0].y == (0.8,)
+    comparison_figure([])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--budget METRIC=LIMIT is needed"),
+        (["--budget", "fast"], "write METRIC=LIMIT"),
+        (["--budget", "latency_ms=1", "--method", "magic"], "--method magic: choose from"),
+    ],
+)
+def test_bad_arguments_have_clear_errors(
+    run_folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--run", str(run_folder), *words]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_without_pairs_there_is_nothing_to_search_with(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    for name in ("apq.db", "apq.db-wal", "apq.db-shm"):
+        (run / name).unlink(missing_ok=True)
+    assert main(["compare", "--run", str(run), "--budget", "latency_ms=1"]) != 0
+    assert "fp32 pairs: run `collect` first" in capsys.readouterr().err
