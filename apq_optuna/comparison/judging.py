@@ -59,15 +59,15 @@ def judge(setting: Setting, method: str, *, epochs: float, repeats: int) -> Judg
     case: dict[str, Any] = {
         "method": method, "metric": s.metric, "limit": s.limit, "seed": s.seed,
     }  # fmt: skip
+    key = f"{RESULT}: {method}, {s.case}"
+    stored = study_attribute(s.notes(), key)
+    if stored is not None:
+        return Judged(**stored)
     try:
         found = METHODS[method].run(s)
         trial = s.best(found.study)
     except InfeasibleBudgetError as error:
         return Judged(**case, missing=str(error))
-    key = f"{RESULT}: {method}, {s.case}"
-    stored = study_attribute(found.study, key)
-    if stored is not None:
-        return Judged(**stored)
     objective = s.objective(found.supernet, found.costs)
     values = confirm(found.study, objective, repeats, trials=[trial.number])
     space = found.supernet.space
@@ -86,5 +86,5 @@ def judge(setting: Setting, method: str, *, epochs: float, repeats: int) -> Judg
         seconds=found.seconds,
         shared=dict(found.shared),
     )
-    set_study_attribute(found.study, key, asdict(result))
+    set_study_attribute(s.notes(), key, asdict(result))
     return result

@@ -20,7 +20,7 @@ from apq_optuna.baselines.ddpg import DDPGOptions
 from apq_optuna.baselines.held import genotype_of
 from apq_optuna.baselines.proxyless import ProxylessOptions, search_architecture
 from apq_optuna.comparison.setting import Setting, Unquantized
-from apq_optuna.errors import CheckpointError, InfeasibleBudgetError
+from apq_optuna.errors import InfeasibleBudgetError
 from apq_optuna.hardware import CostTable, find_device
 from apq_optuna.networks import MobileFamily
 from apq_optuna.predictor import transfer
@@ -102,15 +102,16 @@ def _architecture(s: Setting, room: float) -> tuple[dict[str, Any], float]:
     space = s.supernet.space
     target = s.at_least(s.limit * room, _wide(space, largest=False))
     folder = s.folder / f"proxyless-{s.metric}-{target:.6g}-{s.seed}"
-    subnet, seconds = s.timed(
-        folder.name,
-        lambda: search_architecture(
+
+    def found() -> dict[str, Any]:
+        subnet = search_architecture(
             s.supernet, s.data, s.costs, target, metric=s.metric, path=folder, seed=s.seed,
             device=s.device, options=ProxylessOptions(latency_weight=LATENCY_WEIGHT),
             bits=WIDE if WIDE in space.bits else space.bits[-1],
-        ),
-    )  # fmt: skip
-    return space.to_params(genotype_of(space, subnet)), seconds
+        )  # fmt: skip
+        return space.to_params(genotype_of(space, subnet))
+
+    return s.kept(folder.name, found)
 
 
 def sequential(s: Setting) -> Found:
@@ -160,16 +161,14 @@ def mobilenet(s: Setting) -> Found:
     space, costs = spaces[size], tables[size]
     folder = s.folder / f"mobilenet-{size}"
 
-    def trained() -> OnceForAllNet:
-        try:
-            return OnceForAllNet.load(folder, space=space)
-        except CheckpointError:
-            s.tell("MobileNetV2: training from scratch")
-            net = OnceForAllNet(space)
-            alone = replace(plan, shares=(1.0, 0.0, 0.0, 0.0))
-            return train_supernet(net, s.data, alone, folder, device=s.device, progress=True)
+    def trained() -> None:
+        s.tell("MobileNetV2: training from scratch")
+        alone = replace(plan, shares=(1.0, 0.0, 0.0, 0.0))
+        net = OnceForAllNet(space)
+        train_supernet(net, s.data, alone, folder, device=s.device, seed=s.seed, progress=True)
 
-    net, seconds = s.timed(folder.name, trained)
+    _, seconds = s.kept(folder.name, trained)
+    net = OnceForAllNet.load(folder, space=space)
     haq = HAQSampler(
         space, costs=costs, budgets={s.metric: s.limit}, seed=s.seed, options=_options(s.trials)
     )
@@ -221,7 +220,7 @@ def paper(s: Setting) -> Found:
         result = evolve(space, score, rng=np.random.default_rng(s.seed), initial=start)
         return [space.to_params(row) for row in result.genotypes[:FINALISTS]]
 
-    chosen, seconds = s.timed(f"paper, evolution, {s.case}", finalists)
+    chosen, seconds = s.kept(f"paper, evolution, {s.case}", finalists)
     study = s.run(f"paper, {s.case}", sampler, s.objective(), FINALISTS, chosen)
     return _found(s, study, more=seconds, **{"quantized pairs": _spent(random)})
 
@@ -258,7 +257,7 @@ def uniform(bits: int) -> Callable[[Setting], Found]:
             )
             return [space.to_params(row) for row in result.genotypes[:FINALISTS]]
 
-        chosen, seconds = s.timed(f"uniform {bits}, {s.case}", finalists)
+        chosen, seconds = s.kept(f"uniform {bits}, {s.case}", finalists)
         sampler = optuna.samplers.RandomSampler(seed=s.seed)
         study = s.run(f"uniform {bits}, {s.case}", sampler, s.objective(), len(chosen), chosen)
         return _found(s, study, more=seconds)

@@ -27,6 +27,9 @@ from apq_optuna.supernet import OnceForAllNet, TrainingPlan, accuracy
 
 Tell = Callable[[str], None]
 
+NOTES = "compare"
+"""Name of the study that keeps what is no trial."""
+
 WITHIN = 1 + 1e-9
 """What a cost may be of its limit: sums round."""
 
@@ -143,19 +146,20 @@ class Setting:
             )
         return max(within, key=lambda trial: float(trial.values[0]))
 
-    def timed(self, study_name: str, work: Callable[[], Any]) -> tuple[Any, float]:
-        """What `work` gives, and the seconds it took when it was first done."""
-        key = f"seconds: {study_name}"
-        anchor = optuna.create_study(
-            study_name="compare: stages", storage=self.storage, load_if_exists=True
-        )
-        started = time.perf_counter()
-        result = work()
-        spent = study_attribute(anchor, key)
-        if spent is None:
-            spent = time.perf_counter() - started
-            set_study_attribute(anchor, key, spent)
-        return result, float(spent)
+    def kept(self, name: str, work: Callable[[], Any]) -> tuple[Any, float]:
+        """What `work` gave, in JSON types, and the seconds it took when it was done."""
+        notes = self.notes()
+        stored = study_attribute(notes, name)
+        if stored is None:
+            started = time.perf_counter()
+            result = work()
+            stored = [result, time.perf_counter() - started]
+            set_study_attribute(notes, name, stored)
+        return stored[0], float(stored[1])
+
+    def notes(self) -> Study:
+        """The study without trials that keeps what is no trial."""
+        return optuna.create_study(study_name=NOTES, storage=self.storage, load_if_exists=True)
 
     def with_limit(self, limit: float) -> Setting:
         """The same with another limit."""

@@ -20,8 +20,8 @@ from apq_optuna.quantization.together import FlatParameters, WeightsTogether
 from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
 from apq_optuna.supernet.evaluation import BATCH_PIXELS
 
-AVERAGING = 0.5
-"""Share of the steps, at the end, that a new study averages over."""
+AVERAGING = 0.0
+"""Share of the steps, at the end, that a new study averages over; see `benchmarks/noise.py`."""
 
 SCALE_RATE = 0.3
 """Learning rate of step sizes, as a share of that of weights."""
