@@ -53,7 +53,9 @@ class HAQSampler(WalkSampler):
 
     Budget (section "Direct Hardware Feedback"): as long as the walk's network is above it, go from
     the last step to the first and take one width off each, so off the inputs before the weights
-    of a layer. The agent learns from its own actions, not from those so changed, as released.
+    of a layer. Where the lowest widths are not the cheapest and too costly, layers get the
+    cheapest ones, again from the last. The agent learns from its own actions, not from those so
+    changed, as released.
 
     Reward (section "Reward Function"): 0.1 (accuracy - accuracy before quantization), in percent,
     from a trial's first value, in [0, 1], and its user attribute `fp32_accuracy`, 0 where it has
@@ -84,7 +86,7 @@ class HAQSampler(WalkSampler):
         SpaceError: A space without networks or without a choice of bits, or a subnet of another.
         InvalidArgumentError: A budget that is of no cost, a parameter in `fixed` that is none or
             has a value that is no choice, or other arguments that cannot be meant.
-        InfeasibleBudgetError: The network costs more at its lowest widths.
+        InfeasibleBudgetError: The network costs more at its cheapest widths.
         CostTableError: The table lacks layers of the space.
     """
 
@@ -104,10 +106,8 @@ class HAQSampler(WalkSampler):
         )  # fmt: skip
         steps = _steps(space, self._row, self._columns, costs)
         self._begin(steps, f"{space!r} has one bit-width for every layer of the network")
-        lowest = self._row.copy()
-        for step in steps:
-            lowest[step.column] = step.choices[0]
-        self.limits.check(lowest, "every bit-width at its lowest")
+        self._least = self._cheapest(steps)
+        self.limits.check(self._least, "every bit-width at its cheapest")
         found = shapes(space, self._row, self.steps)
         entries = ("depthwise", "in", "out", "stride", "kernel", "weights", "pixels", "index")
         self._shapes = scaled([found[entry] for entry in entries])
@@ -131,7 +131,32 @@ class HAQSampler(WalkSampler):
                 row[step.column], lowered = lower, True
                 if self.limits.met(row[None])[0]:
                     return row
-            if not lowered:  # what the trial was enqueued with is above the budget
+            if not lowered:
+                break
+        for step in reversed(free):  # on this device the lowest widths are not the cheapest
+            if self.limits.met(row[None])[0]:
+                break
+            row[step.column] = self._least[step.column]
+        return row  # above the budget only by what the trial was enqueued with
+
+    def _cheapest(self, steps: Sequence[WalkStep]) -> Genotypes:
+        """The network at the widths that cost least, `(D,)`.
+
+        Mostly the lowest ones; some devices are slower there than with somewhat more. Found
+        decision by decision, budgeted metrics relative to their limits, until none changes.
+        """
+        row = self._row.copy()
+        for step in steps:
+            row[step.column] = step.choices[0]
+        if not self.limits.budgets:
+            return row
+        for _ in range(len(steps)):
+            before = row.copy()
+            for step in steps:
+                tried = np.repeat(row[None], len(step.choices), axis=0)
+                tried[:, step.column] = step.choices
+                row[step.column] = step.choices[int(self.limits.share(tried).argmin())]
+            if (row == before).all():
                 break
         return row
 

@@ -75,6 +75,12 @@ class Limits:
         prices = self.price(rows)
         return np.asarray((np.isfinite(prices) & (prices <= self._limits)).all(axis=1))
 
+    def share(self, rows: Genotypes) -> NDArray[np.float64]:
+        """The largest share of a budget that `(n, D)` genotypes take, `(n,)`, infinite where the
+        device does not run one."""
+        shares = self.price(rows) / self._limits
+        return np.where(np.isfinite(shares).all(axis=1), shares.max(axis=1, initial=0.0), np.inf)
+
     def check(self, cheapest: Genotypes, what: str) -> None:
         """Whether the cheapest network within reach meets every budget.
 

@@ -77,9 +77,47 @@ def run_folder(arguments: Any, *, make: bool = True) -> Path:
 
 
 def load_supernet(arguments: Any) -> OnceForAllNet:
+    """The supernet of a run; of a package's, the edition that the study was begun with."""
     from apq_optuna.supernet import OnceForAllNet
 
-    return OnceForAllNet.load(str(arguments.run).removeprefix("pretrained:"))
+    kind, _, name = str(arguments.run).rpartition(":")
+    if kind != "pretrained":
+        return OnceForAllNet.load(str(arguments.run))
+    net = OnceForAllNet.load(name)
+    begun_with = _supernet_of_study(arguments)
+    if begun_with not in (None, net.weights_hash):
+        for former in _former(name):
+            if (other := OnceForAllNet.load(former)).weights_hash == begun_with:
+                say(f"study {arguments.study!r} was begun with {former}: going on with it")
+                arguments.pretrained = former
+                return other
+    return net
+
+
+def _former(name: str) -> list[str]:
+    """Earlier editions of a supernet of the package, the latest first."""
+    from apq_optuna.supernet.checkpoint import PRETRAINED
+
+    return sorted((folder.name for folder in PRETRAINED.glob(f"{name}-*")), reverse=True)
+
+
+def _supernet_of_study(arguments: Any) -> str | None:
+    """Hash of the supernet that the study of the command line was measured on; None if there is
+    no such study."""
+    import optuna
+
+    from apq_optuna._optuna import study_attribute
+    from apq_optuna.storage import open_storage
+
+    name = getattr(arguments, "study", None)
+    if name is None or not has_database(arguments):
+        return None
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(storage_url(arguments)))
+    except KeyError:
+        return None
+    found = (study_attribute(study, "objective") or {}).get("supernet")
+    return None if found is None else str(found)
 
 
 def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) -> ImageData:
@@ -180,7 +218,7 @@ def take_in_pairs(arguments: Any, store: PairStore, protocol: str | None = None)
     from apq_optuna.supernet.checkpoint import PRETRAINED
 
     kind, _, name = str(arguments.run).partition(":")
-    path = PRETRAINED / name / "pairs.npz"
+    path = PRETRAINED / getattr(arguments, "pretrained", name) / "pairs.npz"
     if kind != "pretrained" or not path.exists():
         return None
     before = len(store)

@@ -356,7 +356,9 @@ def test_parameters_outside_the_space_are_refused() -> None:
 
 
 def test_a_budget_below_reach_is_refused_with_what_can_be_reached() -> None:
-    least = COMPILED(LOWEST)[0, 0]
+    free = HAQSampler(SPACE, costs=COSTS, budgets={"latency_ms": 1e3})
+    least = COMPILED(free._least[None])[0, 0]
+    assert least <= COMPILED(LOWEST)[0, 0]
     with pytest.raises(InfeasibleBudgetError, match=f"{least:.6g}"):
         HAQSampler(SPACE, costs=COSTS, budgets={"latency_ms": least * 0.999})
     HAQSampler(SPACE, costs=COSTS, budgets={"latency_ms": float(least)})
@@ -408,3 +410,19 @@ def test_widths_that_the_device_does_not_run_are_not_proposed() -> None:
     sampler = HAQSampler(SPACE, costs=table, budgets={"latency_ms": 0.12}, options=QUICK)
     study = walked(sampler, OBJECTIVE, 4)
     assert {t.params[name] for t in study.trials for name in NAMES} <= {4, 6, 8}
+
+
+def test_a_device_whose_lowest_widths_are_not_its_cheapest() -> None:
+    """BitFusion with a small array: 4 bits are quicker than 2 for the smallest network."""
+    space = apq.SearchSpace.preset("digits")
+    costs = apq.hardware.bitfusion_small().table(space)
+    smallest = space.to_params(space.extreme(largest=False)[0])
+    price = costs.compile(space)
+    at = {bits: float(price(space.extreme(largest=False, bits=bits))[0, 0]) for bits in (2, 4)}
+    assert at[4] < at[2]
+    limit = 0.5 * (at[2] + at[4])
+    sampler = HAQSampler(space, costs=costs, budgets={"latency_ms": limit}, fixed=smallest, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: float(space.suggest(trial).bitops), n_trials=6)
+    for trial in study.trials:
+        assert float(price(space.from_params(trial.params)[None])[0, 0]) <= limit

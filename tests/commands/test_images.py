@@ -183,3 +183,22 @@ def test_the_package_has_pairs_that_fit_its_supernet(url: str, capsys: Text) -> 
     assert take_in_pairs(arguments, other) is None
     assert len(other) == 0
     assert "holds pairs of data split fc17469a3ab21ecd, not of 0000" in capsys.readouterr().out
+
+
+def test_a_study_goes_on_with_the_supernet_it_was_begun_with(packaged: Path, capsys: Text) -> None:
+    """A package's supernet may be replaced by a better one; the former stays beside it."""
+    search = ["search", *RUN, "--steps", "1", "--images", "50", "--no-baselines", "--trials"]
+    assert main([*search, "1"]) == 0
+    shutil.copytree(packaged, packaged.with_name("mine-1"))
+    net = apq.OnceForAllNet.load(packaged)
+    net.classifier.bias.data += 0.1
+    net.save(packaged)
+    (packaged / "pairs.npz").unlink()
+    capsys.readouterr()
+    assert main([*search, "2"]) == 0
+    out = capsys.readouterr().out
+    assert "study 'search' was begun with mine-1: going on with it" in out
+    assert "1 of 2 trials done, 60 fp32 pairs" in out
+    assert main([*search, "1", "--study", "new"]) == 0
+    out = capsys.readouterr().out
+    assert "going on with it" not in out and "0 of 1 trials done, 0 fp32 pairs" in out
