@@ -175,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="an earlier study of the same supernet to learn from")  # fmt: skip
     search.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
     search.add_argument("--finetune-rate", type=float, default=1e-3, help="finetuning rate (Adam)")
+    _averaging(search)
     search.add_argument("--images", type=int, help="search-validation images a trial is judged on")
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")
     search.add_argument("--no-baselines", action="store_true",
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--first-seed", type=int, default=0, help="the first of them")
     compare.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
     compare.add_argument("--finetune-rate", type=float, default=1e-3, help="rate of a trial")
+    _averaging(compare)
     compare.add_argument("--images", type=int, help="search-validation images of a trial")
     compare.add_argument(
         "--confirm", type=int, default=2, metavar="K",
@@ -334,6 +336,14 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     price.add_argument("--model", default="mobilenet_v2", help="name in torchvision.models")
     price.add_argument("--image-size", type=int, default=224, help="side in pixels")
     price.add_argument("--bits", type=int, default=8, help="of weights and activations")
+
+
+def _averaging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--averaging", type=float, metavar="SHARE",
+        help="of the finetuning steps, the last ones, whose weights are averaged; the rate is "
+        "then steady (default: what the study began with, none for a new one)",
+    )  # fmt: skip
 
 
 def _one_device(parser: argparse.ArgumentParser) -> None:

@@ -43,8 +43,8 @@ def confirm(
         progress: Shows a bar with the measurements done and the time left.
 
     Returns:
-        Further accuracies by trial number, earlier ones included; a seed at which finetuning
-        diverges is left out.
+        Further accuracies by trial number, earlier ones included; a network's end at the first
+        seed at which its finetuning diverges.
 
     Raises:
         InvalidArgumentError: `repeats` below 1, or a trial that is not completed.

@@ -39,7 +39,7 @@ SCHEMA = 1
 """Version of a row; a row of a later one is refused."""
 
 SCOPES = ("shared", "device")
-DEPLOYING = ("search", "finetune")
+DEPLOYING = ("search", "confirm", "finetune")
 """Tasks that make a deployment; a comparison of methods, for one, is none."""
 
 _metadata = sa.MetaData()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from apq_optuna._files import alone
 from apq_optuna._progress import follow, progress_bar
 from apq_optuna._threads import SharedCores
 from apq_optuna.errors import InvalidArgumentError
@@ -262,7 +263,7 @@ def cost_table(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"hardware-{file_name(device.name)}.json"
     networks = CORRECTING_NETWORKS if device.runs_networks else 0
-    with _alone(path):  # workers that start together: one measures, the others wait for it
+    with alone(path):  # workers that start together: one measures, the others wait for it
         if path.exists():
             table = CostTable.load(path)
             other = _measured_otherwise(table, device, supernet.space)
@@ -282,19 +283,6 @@ def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) ->
     now = json.loads(json.dumps(device.provenance() | {"space": space.hash}, default=str))
     differing = [name for name in now if table.provenance.get(name) != now[name]]
     return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a file's lock, where the system has such."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def measured_table(

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.commands.common import (
+    computing,
     cost_table,
     ledger_of,
     load_supernet,
@@ -38,6 +39,13 @@ def compare(arguments: Any) -> None:
     set_threads(arguments)
     quiet()
     cases = _cases(arguments)
+    for option, least in (("trials", 5), ("seeds", 1), ("confirm", 0), ("steps", 0)):
+        if getattr(arguments, option) < least:
+            raise InvalidArgumentError(
+                f"--{option} {getattr(arguments, option)}: at least {least}"
+            )
+    if arguments.out is not None and arguments.out.suffix == ".md":
+        raise InvalidArgumentError(f"--out {arguments.out}: the page; the table goes beside it")
     chosen = arguments.method or list(METHODS)
     if unknown := [name for name in chosen if name not in METHODS]:
         raise InvalidArgumentError(f"--method {unknown[0]}: choose from {', '.join(METHODS)}")
@@ -45,6 +53,18 @@ def compare(arguments: Any) -> None:
     supernet = load_supernet(arguments)
     folder = run_folder(arguments) / "compare"
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
+    compiled = costs.compile(supernet.space)
+    for metric, limit in cases:
+        if metric not in costs.metric_names:
+            raise InvalidArgumentError(
+                f"--budget {metric}: no cost of {costs.device}, which has "
+                f"{', '.join(costs.metric_names)}"
+            )
+        least_cost = float(compiled.minima[list(compiled.metric_names).index(metric)])
+        if limit < least_cost:
+            raise InvalidArgumentError(
+                f"--budget {metric}={limit:g}: the cheapest network takes {least_cost:.6g}"
+            )
     data = supernet_images(arguments, supernet)
     url = storage_url(arguments)
     storage = open_storage(url)
@@ -55,7 +75,11 @@ def compare(arguments: Any) -> None:
             f"--run {arguments.run} has {len(store)} fp32 pairs: run `collect` first"
         )
     plan = _mobilenet_plan(arguments, supernet)
-    options = FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
+    options = FinetuneOptions(
+        steps=arguments.steps,
+        learning_rate=arguments.finetune_rate,
+        averaging=arguments.averaging,
+    )
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     say(
         f"{len(chosen)} methods, {len(cases)} budgets, {len(seeds)} seeds, {arguments.trials} "
@@ -68,18 +92,17 @@ def compare(arguments: Any) -> None:
             for method in chosen:
                 setting = Setting(
                     supernet, data, costs, metric, limit, seed, arguments.trials, options,
-                    storage, store, folder, plan, arguments.images, arguments.device, say,
+                    storage, store, folder, arguments.epochs, arguments.confirm, plan,
+                    arguments.images, arguments.device, say,
                 )  # fmt: skip
                 if not arguments.threads:
                     share_cores()
                 with ledger.task(
                     "compare", subject=f"{method}, {setting.case}", scope="device",
-                    target=costs.device,
+                    target=costs.device, device=computing(arguments),
                 ) as entry:  # fmt: skip
                     begun = time.perf_counter()
-                    result = judge(
-                        setting, method, epochs=arguments.epochs, repeats=arguments.confirm
-                    )
+                    result = judge(setting, method)
                     if time.perf_counter() - begun < LEAST_SECONDS:
                         entry.units_done = 0  # it was done before, or cannot be
                 done += 1
@@ -89,7 +112,7 @@ def compare(arguments: Any) -> None:
                 )
                 passed = time.perf_counter() - started
                 say(f"[{done}/{total}, {passed:.0f} s] {METHODS[method].title}: {told}")
-    results = results_of(storage)
+    results = results_of(storage, setting.conditions)
     shared = shared_seconds(ledger.rows())
     text = markdown(results, ledger.options, shared)
     out = arguments.out or run_folder(arguments) / "compare.html"

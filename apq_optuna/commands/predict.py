@@ -99,7 +99,7 @@ def _enqueue(
     conditions = study_attribute(study, "objective") or {}
     for option, condition in (
         ("--steps", "finetune steps"), ("--finetune-rate", "finetune learning_rate"),
-        ("--images", "images"),
+        ("--images", "images"), ("--averaging", "finetune averaging"), ("--repeats", "repeats"),
     ):  # fmt: skip
         if conditions.get(condition) is not None:
             words += [option, str(conditions[condition])]

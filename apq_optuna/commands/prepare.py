@@ -64,6 +64,7 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
         "train", subject=str(arguments.run), scope="shared", units="steps",
         device=computing(arguments),
     ) as entry:  # fmt: skip
+        entry.units_done = 0
 
         def told(done: float, phase: str, loss: float) -> None:
             nonlocal before

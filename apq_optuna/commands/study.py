@@ -66,7 +66,11 @@ def search(arguments: Any) -> None:
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)
-    options = FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
+    options = FinetuneOptions(
+        steps=arguments.steps,
+        learning_rate=arguments.finetune_rate,
+        averaging=arguments.averaging,
+    )
     run_study(
         arguments, supernet, data, costs, options, study_name=arguments.study,
         report=arguments.report, budgets=budgets, sources=arguments.source_study,
@@ -210,7 +214,11 @@ def run_study(
     if getattr(arguments, "confirm", None):
         from apq_optuna.confirming import confirm
 
-        confirm(study, objective, arguments.confirm, progress=True)
+        with ledger_of(arguments).task(
+            "confirm", subject=study_name, target=costs.device, scope="device",
+            device=computing(arguments),
+        ):  # fmt: skip
+            confirm(study, objective, arguments.confirm, progress=True)
     _say_front(study, time.perf_counter() - started)
     drawing.write(study)
     say(f"report: {path}")

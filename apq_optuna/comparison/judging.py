@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
+from apq_optuna._files import alone
 from apq_optuna._optuna import set_study_attribute, study_attribute
-from apq_optuna.comparison.methods import METHODS
+from apq_optuna.comparison.methods import METHODS, Found
 from apq_optuna.comparison.setting import Setting
 from apq_optuna.confirming import confirm
-from apq_optuna.errors import InfeasibleBudgetError
+from apq_optuna.errors import (
+    CheckpointError,
+    CostTableError,
+    InfeasibleBudgetError,
+    MissingCostError,
+)
 from apq_optuna.finishing import finish
+from apq_optuna.networks import Subnet
+from apq_optuna.quantization import DivergedError, load_network
 
 RESULT = "compared"
+
+NOTHING = (InfeasibleBudgetError, DivergedError, MissingCostError, CostTableError)
+"""What leaves a case without a network rather than ending the comparison."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Judged:
             which is the same for all.
         shared: Seconds by name of what this method adds to what is done once.
         missing: Why there is no network; empty where there is one.
+        conditions: Of the setting; only results that share them compare.
     """
 
     method: str
@@ -44,47 +58,80 @@ class Judged:
     seconds: float = float("nan")
     shared: dict[str, float] | None = None
     missing: str = ""
+    conditions: str = ""
 
 
-def judge(setting: Setting, method: str, *, epochs: float, repeats: int) -> Judged:
+def judge(setting: Setting, method: str) -> Judged:
     """Runs a method on a case, or goes on with it, and judges what it found.
 
     Args:
         setting: The case.
         method: A key of `METHODS`.
-        epochs: Of the final finetuning.
-        repeats: Further seeds that confirm the chosen trial.
+
+    Two that judge the same case at once wait for each other.
     """
     s = setting
+    with alone(s.folder / f"{method} {s.case}"):
+        stored = study_attribute(s.notes(), f"{RESULT}: {method}, {s.case}")
+        if stored is not None:
+            return Judged(**stored)
+        result = _judged(s, method)
+        set_study_attribute(s.notes(), f"{RESULT}: {method}, {s.case}", asdict(result))
+        return result
+
+
+def _judged(s: Setting, method: str) -> Judged:
     case: dict[str, Any] = {
         "method": method, "metric": s.metric, "limit": s.limit, "seed": s.seed,
+        "conditions": s.conditions,
     }  # fmt: skip
-    key = f"{RESULT}: {method}, {s.case}"
-    stored = study_attribute(s.notes(), key)
-    if stored is not None:
-        return Judged(**stored)
     try:
         found = METHODS[method].run(s)
         trial = s.best(found.study)
-    except InfeasibleBudgetError as error:
+        return _finished(s, method, found, trial, case)
+    except NOTHING as error:
         return Judged(**case, missing=str(error))
-    objective = s.objective(found.supernet, found.costs)
-    values = confirm(found.study, objective, repeats, trials=[trial.number])
+
+
+def _finished(
+    s: Setting, method: str, found: Found, trial: FrozenTrial, case: dict[str, Any]
+) -> Judged:
+    objective = s.objective(found.supernet)
+    values = [float(trial.values[0])]
+    if s.repeats:
+        again = confirm(found.study, objective, s.repeats, trials=[trial.number])
+        values = again.get(trial.number, values)
     space = found.supernet.space
     subnet = space.decode(space.from_params(trial.params))
-    folder = s.folder / "finished" / f"{method}-{s.metric}-{s.limit:g}-{s.seed}"
-    s.tell(f"{METHODS[method].title}, {s.case}: final finetuning of trial {trial.number}")
-    _, about = finish(
-        found.supernet, s.data, subnet, folder, epochs=epochs, costs=found.costs, device=s.device
-    )
-    result = Judged(
+    folder = s.folder / "finished" / f"{method}-{s.metric}-{s.limit:g}-{s.seed}-{s.conditions}"
+    about = _tested(folder, subnet)
+    if about is None:
+        about = _finish(s, method, found, trial, subnet, folder)
+    return Judged(
         **case,
         measured=float(trial.values[0]),
-        confirmed=float(np.mean(values.get(trial.number, [trial.values[0]]))),
+        confirmed=float(np.mean(values)),
         test=about["accuracy"]["test"],
         costs=about["costs"],
         seconds=found.seconds,
         shared=dict(found.shared),
     )
-    set_study_attribute(s.notes(), key, asdict(result))
-    return result
+
+
+def _tested(folder: Path, subnet: Subnet) -> dict[str, Any] | None:
+    """What is stored beside a network that was finished and tested before a stop."""
+    try:
+        network = load_network(folder)
+    except CheckpointError:
+        return None
+    return network.about if network.description.identity == subnet.identity else None
+
+
+def _finish(
+    s: Setting, method: str, found: Found, trial: FrozenTrial, subnet: Subnet, folder: Path
+) -> dict[str, Any]:
+    s.tell(f"{METHODS[method].title}, {s.case}: final finetuning of trial {trial.number}")
+    _, about = finish(
+        found.supernet, s.data, subnet, folder, epochs=s.epochs, costs=s.costs, device=s.device
+    )
+    return about

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.study import Study
+from optuna.trial import TrialState
 
 from apq_optuna.baselines import AMCSampler, HAQSampler
 from apq_optuna.baselines.ddpg import DDPGOptions
@@ -21,7 +22,7 @@ from apq_optuna.baselines.held import genotype_of
 from apq_optuna.baselines.proxyless import ProxylessOptions, search_architecture
 from apq_optuna.comparison.setting import Setting, Unquantized
 from apq_optuna.errors import InfeasibleBudgetError
-from apq_optuna.hardware import CostTable, find_device
+from apq_optuna.hardware import CostTable
 from apq_optuna.networks import MobileFamily
 from apq_optuna.predictor import transfer
 from apq_optuna.sampler import APQSampler
@@ -54,7 +55,7 @@ class Found:
 
     Attributes:
         study: Whose most accurate trial within the budget it is.
-        supernet, costs: Of that study.
+        supernet: Of that study.
         seconds: Of everything that is done for this device and budget alone.
         shared: Of what is done once for all devices and budgets beside the supernet and its pairs,
             by name.
@@ -62,7 +63,6 @@ class Found:
 
     study: Study
     supernet: OnceForAllNet
-    costs: CostTable
     seconds: float
     shared: Mapping[str, float]
 
@@ -77,13 +77,13 @@ class Method:
 
 def _spent(study: Study) -> float:
     """Seconds of a study's completed trials, and of what proposed them."""
-    durations = [t.duration for t in study.get_trials(deepcopy=False) if t.duration is not None]
-    return sum(duration.total_seconds() for duration in durations)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return sum(t.duration.total_seconds() for t in trials if t.duration is not None)
 
 
 def _found(s: Setting, *studies: Study, more: float = 0.0, **shared: float) -> Found:
     seconds = more + sum(_spent(study) for study in studies)
-    return Found(studies[-1], s.supernet, s.costs, seconds, shared)
+    return Found(studies[-1], s.supernet, seconds, shared)
 
 
 def _options(trials: int, *, pruning: bool = False) -> DDPGOptions:
@@ -101,7 +101,7 @@ def _architecture(s: Setting, room: float) -> tuple[dict[str, Any], float]:
     """What ProxylessNAS finds for a target with room for later stages, and what that took."""
     space = s.supernet.space
     target = s.at_least(s.limit * room, _wide(space, largest=False))
-    folder = s.folder / f"proxyless-{s.metric}-{target:.6g}-{s.seed}"
+    folder = s.folder / f"proxyless-{s.metric}-{target:.6g}-{s.seed}-{s.conditions}"
 
     def found() -> dict[str, Any]:
         subnet = search_architecture(
@@ -148,32 +148,31 @@ def mobilenet(s: Setting) -> Found:
         raise InfeasibleBudgetError("it is not known how long the supernet was trained")
     family = s.supernet.space.family
     assert isinstance(family, MobileFamily)
-    device = find_device(s.costs.device)
     spaces = [SearchSpace.from_family(shape) for shape in family.hand_made()]
-    tables = [device.table(space) for space in spaces]
+    # their layers are among the supernet's, and so in the same table
     least = [
-        min(_least_cost(space, table, s.metric, bits) for bits in space.bits)
-        for space, table in zip(spaces, tables, strict=True)
+        min(_least_cost(space, s.costs, s.metric, bits) for bits in space.bits) for space in spaces
     ]
     size = next((k for k, cost in enumerate(least) if cost <= s.limit / 1.1), None)
     if size is None:
         raise InfeasibleBudgetError(f"its smallest shape takes {least[-1]:.4g} at its lowest bits")
-    space, costs = spaces[size], tables[size]
-    folder = s.folder / f"mobilenet-{size}"
+    space = spaces[size]
+    folder = s.folder / f"mobilenet-{size}-{s.conditions}"
 
     def trained() -> None:
         s.tell("MobileNetV2: training from scratch")
         alone = replace(plan, shares=(1.0, 0.0, 0.0, 0.0))
         net = OnceForAllNet(space)
-        train_supernet(net, s.data, alone, folder, device=s.device, seed=s.seed, progress=True)
+        train_supernet(net, s.data, alone, folder, device=s.device, progress=True)
 
     _, seconds = s.kept(folder.name, trained)
     net = OnceForAllNet.load(folder, space=space)
     haq = HAQSampler(
-        space, costs=costs, budgets={s.metric: s.limit}, seed=s.seed, options=_options(s.trials)
-    )
-    study = s.run(f"MobileNetV2, HAQ, {s.case}", haq, s.objective(net, costs), s.trials)
-    return Found(study, net, costs, _spent(study), {f"MobileNetV2 ({size}) trained": seconds})
+        space, costs=s.costs, budgets={s.metric: s.limit}, seed=s.seed,
+        options=_options(s.trials),
+    )  # fmt: skip
+    study = s.run(f"MobileNetV2, HAQ, {s.case}", haq, s.objective(net), s.trials)
+    return Found(study, net, _spent(study), {f"MobileNetV2 ({size}) trained": seconds})
 
 
 def _least_cost(space: SearchSpace, costs: CostTable, metric: str, bits: int) -> float:
@@ -202,7 +201,12 @@ def paper(s: Setting) -> Found:
     trials = min(s.trials, PAIRS + FINALISTS)
     count = max(trials - FINALISTS, 1)
     sampler = optuna.samplers.RandomSampler(seed=s.seed)
-    random = s.run(f"paper, pairs, seed {s.seed}", sampler, s.objective(), count)
+    compiled = s.costs.compile(space)
+    rng = np.random.default_rng([s.seed, 0])
+    rows = space.canonical(compiled.settle(space.sample(count, rng), rng))  # what the device runs
+    drawn = [space.to_params(row) for row in rows]
+    name = f"paper, pairs, seed {s.seed} [{s.conditions}]"
+    random = s.run(name, sampler, s.objective(), count, drawn)
     snapshot = History(space, strict=True).read(random)
     fp32 = s.pairs.load()
 
@@ -216,8 +220,12 @@ def paper(s: Setting) -> Found:
             lambda rows: predictor.predict(space.features(rows))[0],
             lambda rows: s.price(rows)[:, None], np.array([s.limit]),
         )  # fmt: skip
-        start = np.concatenate([snapshot.genotypes, space.extreme(largest=False)])
-        result = evolve(space, score, rng=np.random.default_rng(s.seed), initial=start)
+        start = np.concatenate([snapshot.genotypes, *_smallest(space)])
+        again = np.random.default_rng([s.seed, 1])
+        result = evolve(
+            space, score, rng=again, initial=start,
+            constrain=lambda rows: compiled.settle(rows, again),
+        )  # fmt: skip
         return [space.to_params(row) for row in result.genotypes[:FINALISTS]]
 
     chosen, seconds = s.kept(f"paper, evolution, {s.case}", finalists)
@@ -272,6 +280,11 @@ def _floats(space: SearchSpace, rows: np.ndarray) -> np.ndarray:
     return space.canonical(rows)
 
 
+def _smallest(space: SearchSpace) -> list[np.ndarray]:
+    """The smallest network at each bit-width; on some devices the lowest is not the cheapest."""
+    return [space.extreme(largest=False, bits=bits) for bits in space.bits]
+
+
 def _of_roles(space: SearchSpace, parameters: Mapping[str, Any], *roles: str) -> dict[str, Any]:
     return {
         decision.name: parameters[decision.name]
@@ -295,12 +308,12 @@ def coupled(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[Settin
         wide = WIDE if WIDE in space.bits else space.bits[-1]
         every |= {d.name: wide for d in space.decisions if d.quantization}
         held = _of_roles(space, start | every, *second)
-        lowest = space.extreme(largest=False)[0].copy()
+        lowest = np.concatenate(_smallest(space))
         for column, decision in enumerate(space.decisions):
             if decision.name in held:
-                lowest[column] = decision.index_of(held[decision.name])
+                lowest[:, column] = decision.index_of(held[decision.name])
         room = AFTER_PRUNING if "bits" in second else AFTER_ARCHITECTURE / AFTER_PRUNING
-        limit = s.at_least(s.limit * room, space.canonical(lowest[None]))
+        limit = s.at_least(s.limit * room, space.canonical(lowest))
         name = " + ".join(first)
         half = s.trials // 2
         before = _joint(s, f"{name} first, {s.case}", limit, held, half)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +15,10 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.study import MaxTrialsCallback, Study
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from apq_optuna._optuna import set_study_attribute, study_attribute
+from apq_optuna._optuna import fixed_parameters, set_study_attribute, study_attribute
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InfeasibleBudgetError
 from apq_optuna.hardware import CostTable
@@ -24,11 +27,15 @@ from apq_optuna.objective import Objective
 from apq_optuna.pairs import PairStore
 from apq_optuna.quantization import FinetuneOptions, fold_network, fp32_network
 from apq_optuna.supernet import OnceForAllNet, TrainingPlan, accuracy
+from apq_optuna.supernet.training import resolve_device
 
 Tell = Callable[[str], None]
 
 NOTES = "compare"
 """Name of the study that keeps what is no trial."""
+
+MOST_LOST = 20
+"""Trials in a row without values after which a method is given up."""
 
 WITHIN = 1 + 1e-9
 """What a cost may be of its limit: sums round."""
@@ -49,6 +56,8 @@ class Setting:
         storage: Where the studies are.
         pairs: fp32 pairs of the supernet.
         folder: Where checkpoints go.
+        epochs: Of the final finetuning.
+        repeats: Further seeds that confirm the chosen trial.
         mobilenet_plan: How the fixed network is trained from scratch; None leaves it out.
         images: Most search-validation images a trial is judged on.
         device: `auto`, `cpu` or `cuda`.
@@ -66,15 +75,27 @@ class Setting:
     storage: BaseStorage
     pairs: PairStore
     folder: Path
+    epochs: float = 3.0
+    repeats: int = 2
     mobilenet_plan: TrainingPlan | None = None
     images: int | None = None
     device: str = "auto"
     tell: Tell = print
 
+    @cached_property
+    def conditions(self) -> str:
+        """Short hash of all but budget and seed: only cases of the same compare."""
+        said = [
+            self.costs.digest, self.supernet.weights_hash, self.data.split_hash,
+            self.data.augment, self.trials, asdict(self.finetune), self.images, self.epochs,
+            self.repeats, None if self.mobilenet_plan is None else asdict(self.mobilenet_plan),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+
     @property
     def case(self) -> str:
-        """The budget and the seed, as names of studies have them."""
-        return f"{self.metric}={self.limit:g} seed {self.seed}"
+        """Budget, seed and conditions, as names of studies have them."""
+        return f"{self.metric}={self.limit:g} seed {self.seed} [{self.conditions}]"
 
     def objective(
         self, supernet: OnceForAllNet | None = None, costs: CostTable | None = None
@@ -93,7 +114,8 @@ class Setting:
 
     def at_least(self, limit: float, cheapest: Genotypes) -> float:
         """A limit, raised to what the cheapest network of a stage takes."""
-        return max(limit, float(self.price(cheapest).min()) * 1.02)
+        prices = self.price(cheapest)
+        return max(limit, float(prices[np.isfinite(prices)].min(initial=np.inf)) * 1.02)
 
     def run(
         self,
@@ -116,16 +138,20 @@ class Setting:
             study_name=f"compare: {name}", storage=self.storage, sampler=sampler,
             directions=objective.directions, load_if_exists=True,
         )  # fmt: skip
-        if not study.get_trials(deepcopy=False):
-            for parameters in prescribed:
-                study.enqueue_trial(dict(parameters))
+        if study.metric_names is None:
             study.set_metric_names(objective.metric_names)
-        done = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        done, lost = _completed(study), 0
         if done < trials:
             self.tell(f"{name}: {done} of {trials} trials")
-            study.optimize(
-                objective, callbacks=[MaxTrialsCallback(trials, (TrialState.COMPLETE,))]
-            )
+        while done < trials:
+            if prescribed:  # also again what a stopped or lost trial had
+                for parameters in _missing(study, prescribed):
+                    study.enqueue_trial(parameters)
+            study.optimize(objective, n_trials=1)
+            before, done = done, _completed(study)
+            lost = 0 if done > before else lost + 1
+            if lost >= MOST_LOST:
+                raise InfeasibleBudgetError(f"{name}: {lost} trials in a row gave no values")
         return study
 
     def best(self, study: Study) -> FrozenTrial:
@@ -134,7 +160,7 @@ class Setting:
         Raises:
             InfeasibleBudgetError: None is within it.
         """
-        column = (study.metric_names or [self.metric]).index(self.metric)
+        column = ["accuracy", *self.costs.metric_names].index(self.metric)
         within = [
             trial
             for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -150,12 +176,19 @@ class Setting:
         """What `work` gave, in JSON types, and the seconds it took when it was done."""
         notes = self.notes()
         stored = study_attribute(notes, name)
-        if stored is None:
-            started = time.perf_counter()
+        if stored is not None:
+            return stored[0], float(stored[1])
+        stopped = f"{name}, stopped"
+        before = float(study_attribute(notes, stopped) or 0.0)
+        started = time.perf_counter()
+        try:
             result = work()
-            stored = [result, time.perf_counter() - started]
-            set_study_attribute(notes, name, stored)
-        return stored[0], float(stored[1])
+        except BaseException:  # what goes on from a checkpoint has cost this, too
+            set_study_attribute(notes, stopped, before + time.perf_counter() - started)
+            raise
+        spent = before + time.perf_counter() - started
+        set_study_attribute(notes, name, [result, spent])
+        return result, spent
 
     def notes(self) -> Study:
         """The study without trials that keeps what is no trial."""
@@ -164,6 +197,23 @@ class Setting:
     def with_limit(self, limit: float) -> Setting:
         """The same with another limit."""
         return replace(self, limit=limit)
+
+
+def _completed(study: Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def _missing(study: Study, prescribed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What no trial has that is completed, running or waiting, as often as it is prescribed."""
+    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    there = [fixed_parameters(trial) for trial in study.get_trials(False, states)]
+    missing = []
+    for parameters in map(dict, prescribed):
+        if parameters in there:
+            there.remove(parameters)
+        else:
+            missing.append(parameters)
+    return missing
 
 
 class Unquantized:
@@ -177,6 +227,7 @@ class Unquantized:
     def __call__(self, trial: Trial) -> float:
         """fp32 accuracy with BatchNorm statistics of its own, in [0, 1]."""
         s = self.setting
+        s.supernet.to(resolve_device(s.device)).eval()
         subnet = s.supernet.space.suggest(trial)
         module = fp32_network(s.supernet, subnet, s.data, s.finetune.calibration_images, 0)
         return accuracy(fold_network(module), s.data, limit=s.images)

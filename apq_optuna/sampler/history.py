@@ -12,7 +12,13 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import confirmed_values, constraints_of, trial_attribute, trials_of
+from apq_optuna._optuna import (
+    confirmed_values,
+    constraints_of,
+    study_attribute,
+    trial_attribute,
+    trials_of,
+)
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
@@ -30,7 +36,7 @@ class Snapshot:
         genotypes: Of the completed trials, `(n, D)`.
         values: Of the completed trials, `(n, M)`, as stored; the first one is the mean of all
             its measurements where a trial was measured again.
-        measures: How many measurements the first value is the mean of, `(n,)`.
+        measures: How many trials' worth of measurements the first value is the mean of, `(n,)`.
         predicted: Mean and unscaled spread predicted before each completed trial, `(n, 2)`; NaN
             where none was.
         constraints: Values set through `Trial.set_constraint` or a `constraints_func` by name,
@@ -119,9 +125,13 @@ class History:
         values = np.array(self._values, float).reshape(len(self._rows), len(study.directions))
         measures = np.ones(len(values))
         again = confirmed_values(study) if len(values) else {}
+        # a trial may be the mean of several, and noise is counted in trials
+        each = int((study_attribute(study, "objective") or {}).get("repeats", 1)) if again else 1
         for place in [i for i, number in enumerate(self._numbers) if number in again]:
-            found = [values[place, 0], *again[self._numbers[place]]]
-            values[place, 0], measures[place] = np.mean(found), len(found)
+            more = again[self._numbers[place]]
+            total = each * values[place, 0] + sum(more)
+            values[place, 0] = total / (each + len(more))
+            measures[place] = (each + len(more)) / each
         return Snapshot(
             _stack(self._rows, width),
             values,

@@ -17,7 +17,7 @@ meet, zeros elsewhere. That matrix is itself a product: of the kernel and a fixe
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -119,12 +119,14 @@ def channels_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous()
 
 
-@lru_cache(maxsize=64)
+@cache
 def _places(
     kernel: int, stride: int, padding: int, height: int, width: int,
     device: torch.device, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Which kernel value joins an input to an output position, `(k k, P p)` of zeros and ones."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a shape that was not prepared before passes were recorded")
     inputs = torch.arange(height * width, device=device)
     found = []
     for size, at in ((height, inputs // width), (width, inputs % width)):

@@ -126,7 +126,8 @@ def train_supernet(
     keep_buffers()
     device = resolve_device(device)
     half = resolve_precision(precision, device) == "bfloat16"
-    trainer = _Trainer(net.to(device), data.on(device), plan, Path(path), device, half, seed)
+    kept = replace(data, train=data.train.on(device)) if device != "cpu" else data
+    trainer = _Trainer(net.to(device), kept, plan, Path(path), device, half, seed)
     trainer.resume()
     with progress_bar(
         100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -218,9 +219,21 @@ class _Trainer:
             self.seconds = time.perf_counter() - started
             report(self.progress, phase, loss)
             if time.perf_counter() - saved > self.plan.checkpoint_seconds:
+                self._look_at_loss()
                 self._save()
                 saved = time.perf_counter()
+        if self.step:
+            self._look_at_loss()
         self._save()
+
+    def _look_at_loss(self) -> None:
+        """Ends training that diverged, before anything of it is saved."""
+        self.loss = self.value.item()
+        if not math.isfinite(self.loss):
+            raise InvalidArgumentError(
+                f"learning_rate={self.plan.learning_rate}: training diverged at step {self.step}; "
+                "use a lower one"
+            )
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.plan.batch_size
@@ -241,12 +254,7 @@ class _Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.optimizer.step()
         if self.device == "cpu" or self.step % LOSS_EVERY == 0:  # a GPU is not waited for
-            self.loss = self.value.item()
-        if not math.isfinite(self.loss):
-            raise InvalidArgumentError(
-                f"learning_rate={self.plan.learning_rate}: training diverged at step {self.step}; "
-                "use a lower one"
-            )
+            self._look_at_loss()
         return self.loss
 
     def _loss(self, subnet: MobileSubnet | None) -> Tensor:
