@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 import apq_optuna as apq
 from apq_optuna.cli import main
-from apq_optuna.comparison import METHODS, Judged, comparison_figure, markdown, results_of
+from apq_optuna.comparison import (
+    METHODS,
+    Judged,
+    Setting,
+    comparison_figure,
+    judge,
+    markdown,
+    results_of,
+)
 from apq_optuna.comparison.setting import WITHIN
 from apq_optuna.comparison.tables import rows_of
 from apq_optuna.ledger import Ledger, LedgerOptions
+
+from ..conftest import FAST
 
 LIMIT = 0.03
 CHOSEN = ("sequential", "mobilenet", "joint", "paper", "uniform4", "architecture+pruning")
 ARGUMENTS = [
     "--hardware", "bitfusion-small", "--budget", f"latency_ms={LIMIT}", "--seeds", "1",
-    "--trials", "4", "--steps", "2", "--epochs", "0.3", "--confirm", "1",
+    "--trials", "5", "--steps", "2", "--epochs", "0.3", "--confirm", "1",
     "--mobilenet-epochs", "1", "--images", "100",
     *(word for name in CHOSEN for word in ("--method", name)),
 ]  # fmt: skip
@@ -47,8 +59,8 @@ def test_every_method_ends_in_a_network_within_the_budget(compared: Path) -> Non
         assert not result.missing and result.costs is not None, name
         assert result.costs["latency_ms"] <= LIMIT * WITHIN, name
         assert 0 <= result.test <= 1 and 0 <= result.confirmed <= 1 and result.seconds > 0
-        folder = compared / "compare" / "finished" / f"{name}-latency_ms-{LIMIT:g}-0"
-        network = apq.load_network(folder)
+        folder = f"{name}-latency_ms-{LIMIT:g}-0-{result.conditions}"
+        network = apq.load_network(compared / "compare" / "finished" / folder)
         assert network.about["accuracy"]["test"] == result.test
     shared = {name for name, result in found.items() if result.shared}
     assert shared == {"paper", "mobilenet"}
@@ -76,10 +88,12 @@ def test_a_comparison_goes_on_and_measures_nothing_twice(
 def test_stages_hold_what_those_before_them_found(compared: Path) -> None:
     storage = apq.open_storage(f"sqlite:///{compared}/apq.db")
     space = apq.OnceForAllNet.load(compared).space
+    conditions = results(compared)[0].conditions
 
     def rows(name: str) -> np.ndarray:
         study = optuna.load_study(
-            study_name=f"compare: {name}, latency_ms={LIMIT:g} seed 0", storage=storage
+            study_name=f"compare: {name}, latency_ms={LIMIT:g} seed 0 [{conditions}]",
+            storage=storage,
         )
         return np.stack([space.from_params(trial.params) for trial in study.trials])
 
@@ -121,6 +135,11 @@ def test_the_table_has_medians_ranges_and_what_is_missing() -> None:
         ([], "--budget METRIC=LIMIT is needed"),
         (["--budget", "fast"], "write METRIC=LIMIT"),
         (["--budget", "latency_ms=1", "--method", "magic"], "--method magic: choose from"),
+        (["--budget", "latency=1"], "--budget latency: no cost of bitfusion-small"),
+        (["--budget", "latency_ms=1e-9"], "the cheapest network takes 0.0111"),
+        (["--budget", "latency_ms=1", "--trials", "1"], "--trials 1: at least 5"),
+        (["--budget", "latency_ms=1", "--confirm", "-1"], "--confirm -1: at least 0"),
+        (["--budget", "latency_ms=1", "--out", "x.md"], "--out x.md: the page"),
     ],
 )
 def test_bad_arguments_have_clear_errors(
@@ -139,3 +158,75 @@ def test_without_pairs_there_is_nothing_to_search_with(
         (run / name).unlink(missing_ok=True)
     assert main(["compare", "--run", str(run), "--budget", "latency_ms=1"]) != 0
     assert "fp32 pairs: run `collect` first" in capsys.readouterr().err
+
+
+def setting(run: Path, limit: float, trials: int) -> Setting:
+    net, data = apq.OnceForAllNet.load(run), apq.load_data("digits")
+    storage = apq.open_storage(f"sqlite:///{run}/apq.db")
+    return Setting(
+        net, data, apq.hardware.bitfusion_small().table(net.space), "latency_ms", limit, 0, trials,
+        FAST, storage, apq.PairStore(f"sqlite:///{run}/apq.db", supernet=net), run / "compare",
+        images=50, tell=lambda text: None,
+    )  # fmt: skip
+
+
+def test_other_conditions_are_another_comparison(compared: Path) -> None:
+    one, other = setting(compared, LIMIT, 5), setting(compared, LIMIT, 6)
+    assert one.conditions != other.conditions
+    assert one.conditions == setting(compared, 2 * LIMIT, 5).conditions
+    storage = apq.open_storage(f"sqlite:///{compared}/apq.db")
+    assert results_of(storage, other.conditions) == []
+    assert results_of(storage, results(compared)[0].conditions) == results(compared)
+
+
+def test_what_a_stop_lost_is_prescribed_again(compared: Path) -> None:
+    s = setting(compared, LIMIT, 5)
+    space = s.supernet.space
+    rows = [space.extreme(largest=False, bits=bits)[0] for bits in (4, 6, 8)]
+    prescribed = [space.to_params(row) for row in rows]
+    objective = s.objective()
+    calls = 0
+
+    class Stopping:
+        directions, metric_names = objective.directions, objective.metric_names
+
+        def __call__(self, trial: optuna.Trial) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise KeyboardInterrupt
+            return objective(trial)
+
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        s.run("stopped", sampler, Stopping(), 3, prescribed)  # type: ignore[arg-type]
+    study = s.run("stopped", sampler, objective, 3, prescribed)
+    states = (TrialState.COMPLETE,)
+    found = [trial.params for trial in study.get_trials(deepcopy=False, states=states)]
+    active = [space.to_params(space.from_params(params)) for params in found]
+    assert sorted(map(str, active)) == sorted(map(str, prescribed))
+
+
+def test_a_case_without_a_network_is_kept_and_told(compared: Path) -> None:
+    s = setting(compared, 0.0125, 5)
+    result = judge(s, "uniform8")
+    assert "the cheapest network takes" in result.missing
+    kept = results_of(s.storage, s.conditions)
+    assert [r.missing for r in kept] == [result.missing]
+    assert rows_of(kept, LedgerOptions())[1][2] == "none"
+
+
+def test_a_device_of_few_widths_gives_pairs_it_runs(compared: Path) -> None:
+    class Board(apq.hardware.Device):
+        name = "board"
+        bits = (4, 8)
+
+        def cost(self, layer, w_bits, a_bits):  # type: ignore[no-untyped-def]
+            w_bits, a_bits = self.check_bits(w_bits, a_bits)
+            return layer.macs * (w_bits + a_bits) * 1e-8, None
+
+    s = setting(compared, 1.0, 6)
+    s = replace(s, costs=Board().table(s.supernet.space), repeats=0, epochs=0.1)
+    result = judge(s, "paper")
+    assert not result.missing and result.confirmed == result.measured
+    assert "how long the supernet was trained" in judge(s, "mobilenet").missing
