@@ -97,11 +97,12 @@ def _enqueue(
     words += ["--source-study", study.study_name]
     # as the study was measured, or its accuracies would not compare
     conditions = study_attribute(study, "objective") or {}
+    usual = {"--averaging": 0.0, "--repeats": 1}
     for option, condition in (
         ("--steps", "finetune steps"), ("--finetune-rate", "finetune learning_rate"),
         ("--images", "images"), ("--averaging", "finetune averaging"), ("--repeats", "repeats"),
     ):  # fmt: skip
-        if conditions.get(condition) is not None:
+        if conditions.get(condition) not in (None, usual.get(option)):
             words += [option, str(conditions[condition])]
     if conditions.get("augmentation") not in (None, supernet.data_info.get("augment")):
         words += ["--augment", conditions["augmentation"]]

@@ -37,7 +37,8 @@ SEARCH = ["--steps", "1", "--images", "50", "--no-baselines"]
 @pytest.fixture
 def run(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(run_folder, tmp_path / "run")
+    # other tests may have left a database there
+    shutil.copytree(run_folder, tmp_path / "run", ignore=shutil.ignore_patterns("apq.db*"))
     return "run"
 
 

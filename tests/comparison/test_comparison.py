@@ -143,9 +143,9 @@ def test_the_table_has_medians_ranges_and_what_is_missing() -> None:
     ],
 )
 def test_bad_arguments_have_clear_errors(
-    run_folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    compared: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", "--run", str(run_folder), *words]) != 0
+    assert main(["compare", "--run", str(compared), *words]) != 0
     assert message in capsys.readouterr().err
 
 
