@@ -27,11 +27,11 @@ SYMBOLS = ["diamond", "square", "triangle-up", "circle", "cross", "x", "star", "
            "triangle-down", "pentagon"]  # fmt: skip
 
 _STYLE = """
-body { font-family: system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em;
+body { font-family: system-ui, sans-serif; max-width: 1300px; margin: 2em auto; padding: 0 1em;
        color: #202124; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-size: .92em; }
-td, th { padding: .2em .7em; text-align: right; } td:nth-child(-n+2), th:nth-child(-n+2)
+td, th { padding: .2em .6em; text-align: right; white-space: nowrap; } td:nth-child(-n+2), th:nth-child(-n+2)
 { text-align: left; } tr:nth-child(even) { background: #f4f6f8; } .quiet { color: #5f6368; }
 """
 
