@@ -195,12 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _data(compare)
     _run(compare)
-    compare.add_argument("--hardware", default="", help="as for search")
+    compare.add_argument("--hardware", default="", help="device or table, as for `search`")
     compare.add_argument(
         "--budget", action="append", default=[], metavar="METRIC=LIMIT",
         help="a budget, e.g. latency_ms=2.0; repeatable, one case each",
     )  # fmt: skip
-    compare.add_argument("--method", action="append", help="some methods only; repeatable")
+    compare.add_argument(
+        "--method", action="append",
+        help="sequential, mobilenet, joint, paper, uniform8, uniform6, uniform4, "
+        "architecture+pruning, architecture+bits or pruning+bits; repeatable (default: all)",
+    )  # fmt: skip
     compare.add_argument("--trials", type=int, default=60, help="trials a method (default 60)")
     compare.add_argument("--seeds", type=int, default=3, help="seeds (default 3)")
     compare.add_argument("--first-seed", type=int, default=0, help="the first of them")
