@@ -32,7 +32,8 @@ body { font-family: system-ui, sans-serif; max-width: 1300px; margin: 2em auto; 
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-size: .92em; }
 td, th { padding: .2em .6em; text-align: right; white-space: nowrap; }
-td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left; } tr:nth-child(even) { background: #f4f6f8; } .quiet { color: #5f6368; }
+td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left; }
+tr:nth-child(even) { background: #f4f6f8; } .quiet { color: #5f6368; }
 """
 
 
