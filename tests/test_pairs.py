@@ -140,16 +140,21 @@ def test_a_store_survives_pickling(store: PairStore) -> None:
     assert len(pickle.loads(pickle.dumps(store))) == 2
 
 
-def test_the_packages_supernet_and_pairs_belong_together(url: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "pairs", "range_of"), [("cifar10", 969, (0.7, 0.85)), ("cifar10-1", 1050, (0.6, 0.8))]
+)
+def test_the_packages_supernets_and_pairs_belong_together(
+    url: str, name: str, pairs: int, range_of: tuple[float, float]
+) -> None:
     from apq_optuna.supernet.checkpoint import PRETRAINED
 
-    supernet = OnceForAllNet.load("cifar10")
+    supernet = OnceForAllNet.load(name)
     assert supernet.space == SearchSpace.preset("cifar10")
     store = PairStore(url, supernet=supernet)
-    assert store.import_npz(PRETRAINED / "cifar10" / "pairs.npz") == len(store) == 1050
+    assert store.import_npz(PRETRAINED / name / "pairs.npz") == len(store) == pairs
     accuracies = store.load().accuracies
-    assert 0.6 < accuracies.min() < accuracies.max() < 0.8
-    size = sum(path.stat().st_size for path in (PRETRAINED / "cifar10").iterdir())
+    assert range_of[0] < accuracies.min() < accuracies.max() < range_of[1]
+    size = sum(path.stat().st_size for path in (PRETRAINED / name).iterdir())
     assert size < 8e6
 
 
