@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apq_optuna import commands
+from apq_optuna.commands import options
 from apq_optuna.errors import ApqError
 
 _ABOUT = """\
@@ -101,14 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     quick.add_argument("--run", type=Path, default=Path("runs/digits"), help="folder for results")
     quick.add_argument("--trials", type=int, default=60, help="trials of the study (default 60)")
-    _common(quick)
+    options.common(quick)
 
     train = command(
         "train", commands.train,
         "Train a once-for-all network. It is trained once and serves every device and study.",
     )  # fmt: skip
-    _data(train)
-    _augment(train)
+    options.data(train)
+    options.augment(train)
     train.add_argument("--preset", default="cifar10", help="digits, cifar10 (default) or imagenet")
     train.add_argument(
         "--run", type=Path, required=True, help="folder for the supernet and the study"
@@ -119,14 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--learning-rate", type=float, default=0.08, help="peak rate (SGD)")
     train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
                        help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
-    _common(train)
+    options.common(train)
 
     collect = command(
         "collect", commands.collect,
         "Evaluate random subnets of the supernet, without training, as fp32 accuracy pairs.",
     )  # fmt: skip
-    _data(collect)
-    _run(collect)
+    options.data(collect)
+    options.run(collect)
     collect.add_argument("--pairs", type=int, default=1000, help="architectures (default 1000)")
     collect.add_argument(
         "--images", type=int, help="search-validation images a subnet is judged on"
@@ -137,15 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument(
         "--export", type=Path, metavar="FILE.npz", help="also write all pairs there"
     )
-    _common(collect)
+    options.common(collect)
 
     search = command(
         "search", commands.search,
         "Run, or go on with, a study. Several of these at once share the work of one study.",
     )  # fmt: skip
-    _data(search)
-    _augment(search)
-    _run(search)
+    options.data(search)
+    options.augment(search)
+    options.run(search)
     search.add_argument("--study", default="search", help="name of the study (default: search)")
     search.add_argument("--hardware", default="", metavar="NAME|FILE",
                         help="a device of `hardware list`, module:name of your own, or a cost "
@@ -175,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="an earlier study of the same supernet to learn from")  # fmt: skip
     search.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
     search.add_argument("--finetune-rate", type=float, default=1e-3, help="finetuning rate (Adam)")
-    _averaging(search)
+    options.averaging(search)
     search.add_argument("--images", type=int, help="search-validation images a trial is judged on")
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")
     search.add_argument("--no-baselines", action="store_true",
@@ -185,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--confirm", type=int, metavar="K",
                         help="at the end, measure the front's networks with K further seeds: "
                              "a front of single measurements flatters itself")  # fmt: skip
-    _common(search)
+    options.common(search)
 
     compare = command(
         "compare", commands.compare,
@@ -193,8 +194,8 @@ def _parser() -> argparse.ArgumentParser:
         "other, MobileNetV2 with HAQ, the paper's search, uniform bits, and each pair of stages "
         "searched jointly. A study a stage; the same command goes on where it was stopped.",
     )  # fmt: skip
-    _data(compare)
-    _run(compare)
+    options.data(compare)
+    options.run(compare)
     compare.add_argument("--hardware", default="", help="device or table, as for `search`")
     compare.add_argument(
         "--budget", action="append", default=[], metavar="METRIC=LIMIT",
@@ -210,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--first-seed", type=int, default=0, help="the first of them")
     compare.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
     compare.add_argument("--finetune-rate", type=float, default=1e-3, help="rate of a trial")
-    _averaging(compare)
+    options.averaging(compare)
     compare.add_argument("--images", type=int, help="search-validation images of a trial")
     compare.add_argument(
         "--confirm", type=int, default=2, metavar="K",
@@ -226,12 +227,12 @@ def _parser() -> argparse.ArgumentParser:
         "without either it is left out)",
     )  # fmt: skip
     compare.add_argument("--out", type=Path, help="HTML file (default: RUN/compare.html)")
-    _common(compare)
+    options.common(compare)
 
     report = command(
         "report", commands.report, "Draw a study again, with the network of a chosen trial."
     )
-    _run(report)
+    options.run(report)
     report.add_argument("--study", default="search", help="name of the study")
     report.add_argument(
         "--trial", type=int, help="trial whose network is drawn (default: the best)"
@@ -243,23 +244,23 @@ def _parser() -> argparse.ArgumentParser:
         "finetune", commands.finetune,
         "Finish a trial: finetune it fully, measure it once on the test images, and save it.",
     )  # fmt: skip
-    _data(finetune)
-    _augment(finetune)
-    _run(finetune)
+    options.data(finetune)
+    options.augment(finetune)
+    options.run(finetune)
     finetune.add_argument("--study", default="search", help="name of the study")
     finetune.add_argument("--trial", type=int, help="trial to finish (default: most accurate)")
     finetune.add_argument("--epochs", type=float, default=10.0, help="passes over the images")
     finetune.add_argument("--hardware", default="", metavar="NAME|FILE",
                           help="device or table of its costs (default: the study's)")  # fmt: skip
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
-    _common(finetune)
+    options.common(finetune)
 
     ledger = command(
         "ledger", commands.ledger,
         "What every step of a run took: seconds, energy and CO2, what the first deployment cost, "
         "and what each further device or budget does.",
     )  # fmt: skip
-    _run(ledger)
+    options.run(ledger)
     ledger.add_argument("--json", type=Path, metavar="FILE", help="also write all of it there")
     ledger.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows there")
     ledger.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
@@ -290,15 +291,15 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "Write the cost table of a search space. A measured one goes on where it was stopped.",
         "build --device cpu --preset cifar10 --out cpu.json",
     )
-    _one_device(build)
-    _space(build)
+    options.one_device(build)
+    options.space(build)
     build.add_argument("--out", type=Path, required=True, help="FILE.json or FILE.csv")
     build.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     build.add_argument("--networks", type=int, metavar="K",
                        help="whole networks that correct the sums of a device that can run them "
                        "(default 5; 0 for none)")  # fmt: skip
     build.add_argument("--storage", help="database for the ledger (default: sqlite file in RUN)")
-    _watts(build)
+    options.watts(build)
     build.add_argument("--template", action="store_true",
                        help="no device: a CSV with every row the space needs, for you to fill "
                        "in")  # fmt: skip
@@ -311,14 +312,14 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "check board.csv --preset cifar10",
     )
     check.add_argument("table", type=Path, help="FILE.json or FILE.csv")
-    _space(check)
+    options.space(check)
     show = action(
         "show", "Draw what a layer costs against its channels and bits.",
         "show cpu.json --preset cifar10 --layer stage2.block1.depthwise",
     )  # fmt: skip
     show.add_argument("table", help="a table's file, or a device")
-    _parameters(show)
-    _space(show)
+    options.parameters(show)
+    options.space(show)
     show.add_argument("--layer", metavar="NAME",
                       help="a searched layer; an unknown name says which there are (default: the "
                       "last that every network has, a depthwise one if there is)")  # fmt: skip
@@ -330,92 +331,16 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     compare.add_argument("first", help="a table's file, or a device")
     compare.add_argument("second", help="a table's file, or a device")
-    _space(compare)
+    options.space(compare)
     compare.add_argument("--networks", type=int, default=2000, help="random networks")
     compare.add_argument("--out", type=Path, help="HTML file (default: FIRST-SECOND.html)")
     price = action(
         "price", "Price a torchvision model.", "price --model resnet18 --device bitserial --bits 4"
     )
-    _one_device(price)
+    options.one_device(price)
     price.add_argument("--model", default="mobilenet_v2", help="name in torchvision.models")
     price.add_argument("--image-size", type=int, default=224, help="side in pixels")
     price.add_argument("--bits", type=int, default=8, help="of weights and activations")
-
-
-def _averaging(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--averaging", type=float, metavar="SHARE",
-        help="of the finetuning steps, the last ones, whose weights are averaged; the rate is "
-        "then steady (default: what the study began with, none for a new one)",
-    )  # fmt: skip
-
-
-def _one_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="bitfusion",
-                        help="name of a device, or module:name of your own")  # fmt: skip
-    _parameters(parser)
-
-
-def _parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", dest="parameters", action="append", default=[],
-                        metavar="NAME=VALUE",
-                        help="a parameter of the device, e.g. batch=16; repeatable")  # fmt: skip
-
-
-def _space(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", help="search space of a preset: digits, cifar10, imagenet")
-    parser.add_argument("--run", help="search space of a trained supernet")
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="CPU threads (default: all cores, shared "
-        "with other commands of this program that run)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
-    _watts(parser)
-
-
-def _watts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--watts", type=float,
-                        help="power of this machine, or of its share where several commands run "
-                        "at once, for the ledger (default: $APQ_WATTS, else what codecarbon "
-                        "finds where it is installed, else 65)")  # fmt: skip
-
-
-def _run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True,
-                        help="folder that `train` wrote, or a supernet of the package: "
-                        "pretrained:cifar10 (results then go to runs/cifar10)")  # fmt: skip
-
-
-def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", help="digits, cifar10 or folder:PATH (default: as trained)")
-    parser.add_argument("--image-size", type=int, help="resize a folder's images to this side")
-    parser.add_argument("--grayscale", action="store_true", default=None,
-                        help="convert a folder's images to grayscale")  # fmt: skip
-    parser.add_argument("--fit", choices=("crop", "pad", "stretch"),
-                        help="how a folder's images become squares: the middle (crop), whole on "
-                        "black (pad), or both sides resized (stretch) (default: as trained, else "
-                        "crop)")  # fmt: skip
-    parser.add_argument("--skip-broken", action="store_true",
-                        help="leave out a folder's images that cannot be read, and say which "
-                        "(default: as trained)")  # fmt: skip
-    parser.add_argument("--no-cache", action="store_true",
-                        help="decode a folder's images anew, and keep nothing; see "
-                        "apq-optuna cache")  # fmt: skip
-
-
-def _augment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--augment", choices=("none", "shift", "shift+flip"),
-                        help="what training does to images at random: shift+flip for photographs, "
-                        "shift where a mirror image means something else (digits, text, signs), "
-                        "none where the place counts too (default: as trained, else shift for "
-                        "digits and shift+flip for all others)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -176,11 +176,11 @@ def _steps(
         inputs = [i for i, site in sites if site.a_bits.column == column]
         governed = tuple(sorted({*weights, *inputs}))
         operand = 0.5 if weights and inputs else 1.0 if weights else 0.0
-        choices = range(len(space.decisions[column].choices))
+        choices: Sequence[int] = range(len(space.decisions[column].choices))
         if costs is not None:
             ruled = [(i, site) for i, site in sites if i in governed]
             runs = [c for c in choices if all(_runs(costs, s, row, column, c) for _, s in ruled)]
-            choices = runs or choices  # type: ignore[assignment]
+            choices = runs or choices
         step = WalkStep(column, tuple(choices), governed, operand)
         first = governed[0] if governed else len(space.networks.sites())
         found.append(((first, -operand, column), step))

@@ -71,7 +71,7 @@ def judge(setting: Setting, method: str) -> Judged:
     Two that judge the same case at once wait for each other.
     """
     s = setting
-    with alone(s.folder / f"{method} {s.case}"):
+    with alone(s.folder / "locks" / f"{method} {s.case}"):
         stored = study_attribute(s.notes(), f"{RESULT}: {method}, {s.case}")
         if stored is not None:
             return Judged(**stored)

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from apq_optuna._files import alone
 from apq_optuna._optuna import fixed_parameters, set_study_attribute, study_attribute
 from apq_optuna.data import ImageData
 from apq_optuna.errors import InfeasibleBudgetError
@@ -138,20 +139,21 @@ class Setting:
             study_name=f"compare: {name}", storage=self.storage, sampler=sampler,
             directions=objective.directions, load_if_exists=True,
         )  # fmt: skip
-        if study.metric_names is None:
-            study.set_metric_names(objective.metric_names)
-        done, lost = _completed(study), 0
-        if done < trials:
-            self.tell(f"{name}: {done} of {trials} trials")
-        while done < trials:
-            if prescribed:  # also again what a stopped or lost trial had
+        # other processes may want the same stage; what still runs in it here is then dead
+        with alone(self.folder / "locks" / name):
+            if study.metric_names is None:
+                study.set_metric_names(objective.metric_names)
+            done, lost = _completed(study), 0
+            if done < trials:
+                self.tell(f"{name}: {done} of {trials} trials")
+            while done < trials:
                 for parameters in _missing(study, prescribed):
                     study.enqueue_trial(parameters)
-            study.optimize(objective, n_trials=1)
-            before, done = done, _completed(study)
-            lost = 0 if done > before else lost + 1
-            if lost >= MOST_LOST:
-                raise InfeasibleBudgetError(f"{name}: {lost} trials in a row gave no values")
+                study.optimize(objective, n_trials=1)
+                before, done = done, _completed(study)
+                lost = 0 if done > before else lost + 1
+                if lost >= MOST_LOST:
+                    raise InfeasibleBudgetError(f"{name}: {lost} trials in a row gave no values")
         return study
 
     def best(self, study: Study) -> FrozenTrial:
@@ -173,7 +175,14 @@ class Setting:
         return max(within, key=lambda trial: float(trial.values[0]))
 
     def kept(self, name: str, work: Callable[[], Any]) -> tuple[Any, float]:
-        """What `work` gave, in JSON types, and the seconds it took when it was done."""
+        """What `work` gave, in JSON types, and the seconds it took when it was done.
+
+        Other processes that want the same wait for it.
+        """
+        with alone(self.folder / "locks" / name):
+            return self._kept(name, work)
+
+    def _kept(self, name: str, work: Callable[[], Any]) -> tuple[Any, float]:
         notes = self.notes()
         stored = study_attribute(notes, name)
         if stored is not None:
@@ -204,8 +213,8 @@ def _completed(study: Study) -> int:
 
 
 def _missing(study: Study, prescribed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What no trial has that is completed, running or waiting, as often as it is prescribed."""
-    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    """What no trial has that is completed or waiting, as often as it is prescribed."""
+    states = (TrialState.COMPLETE, TrialState.WAITING)
     there = [fixed_parameters(trial) for trial in study.get_trials(False, states)]
     missing = []
     for parameters in map(dict, prescribed):

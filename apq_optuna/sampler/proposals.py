@@ -244,9 +244,8 @@ class Proposer:
 
         def refreshed(of: tuple[Surrogate, int]) -> Surrogate:
             surrogate, i = of
-            values = clipped(snapshot.values[:, i])
             measures = snapshot.measures if i == 0 else None
-            return surrogate.refresh(snapshot.genotypes, values, measures)
+            return surrogate.refresh(snapshot.genotypes, clipped(snapshot.values[:, i]), measures)
 
         pairs_of = list(zip(self.surrogates, self.predicted, strict=True))
         surrogates = each(refreshed, pairs_of, seen)

@@ -200,6 +200,8 @@ def test_what_a_stop_lost_is_prescribed_again(compared: Path) -> None:
     sampler = optuna.samplers.RandomSampler(seed=0)
     with pytest.raises(KeyboardInterrupt):
         s.run("stopped", sampler, Stopping(), 3, prescribed)  # type: ignore[arg-type]
+    killed = optuna.load_study(study_name="compare: stopped", storage=s.storage)
+    killed.ask()  # a process that takes one, and is killed
     study = s.run("stopped", sampler, objective, 3, prescribed)
     states = (TrialState.COMPLETE,)
     found = [trial.params for trial in study.get_trials(deepcopy=False, states=states)]
