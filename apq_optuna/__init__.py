@@ -23,6 +23,7 @@ _HOMES = {
     "Objective": "objective",
     "OnceForAllNet": "supernet",
     "PairStore": "pairs",
+    "PretrainedNet": "supernet",
     "ParetoReport": "report",
     "SearchSpace": "space",
     "Subnet": "networks",
@@ -36,6 +37,7 @@ _HOMES = {
     "open_storage": "storage",
     "predicted_front": "prediction",
     "search_architecture": "baselines",
+    "trace": "tracing",
     "train_supernet": "supernet",
 }
 _MODULES = (
@@ -49,6 +51,7 @@ _MODULES = (
     "search",
     "space",
     "supernet",
+    "tracing",
 )
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "OnceForAllNet",
     "PairStore",
     "ParetoReport",
+    "PretrainedNet",
     "SearchSpace",
     "Subnet",
     "TrainingPlan",
@@ -77,6 +81,7 @@ __all__ = [
     "open_storage",
     "predicted_front",
     "search_architecture",
+    "trace",
     "train_supernet",
 ]
 
@@ -99,7 +104,8 @@ if TYPE_CHECKING:
     from apq_optuna.sampler import APQSampler
     from apq_optuna.space import SearchSpace
     from apq_optuna.storage import open_storage
-    from apq_optuna.supernet import OnceForAllNet, TrainingPlan, train_supernet
+    from apq_optuna.supernet import OnceForAllNet, PretrainedNet, TrainingPlan, train_supernet
+    from apq_optuna.tracing import trace
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     sha256: whichever file is there when it is read, its own description is found.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    packed = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    packed = save(_apart(tensors))
     sidecar = {"schema": SCHEMA, "sha256": hashlib.sha256(packed).hexdigest(), **about}
     if path.is_file() and path.with_suffix(".json").is_file():
         try:
@@ -44,6 +44,36 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
     replace_file(path, packed)
 
 
+def is_pickle(packed: bytes) -> bool:
+    """Whether bytes begin as what `torch.save` and pickles write."""
+    return packed[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file of somebody's, which has no sidecar.
+
+    Raises:
+        CheckpointError: Not such a file.
+    """
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not safetensors: {error}") from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: no two in the same memory."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        if value.data_ptr() in seen:  # a module that a model has under two names
+            value = value.clone()
+        seen.add(value.data_ptr())
+        found[name] = value
+    return found
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_checkpoint` wrote.
 
@@ -54,7 +84,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     packed = path.read_bytes()
-    if packed[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if is_pickle(packed):
         raise CheckpointError(
             f"{path} is a pickle (torch.save); only safetensors are read, nothing is unpickled"
         )

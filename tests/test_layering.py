@@ -42,6 +42,7 @@ FLOORS: list[dict[str, str]] = [
         "quantization": "the quantized network and its finetuning",
         "export": "networks as files for runtimes",
         "hardware": "devices, cost tables and their files",
+        "tracing": "a torch model as a search space",
         "pairs": "the store of fp32 pairs",
     },
     {
@@ -74,7 +75,7 @@ CONVENIENCES = {
 
 AT_IMPORT = {
     "torch": ("_checkpoints", "_torchvision", "predictor/mlp", "predictor/transfer_learning",
-              "data", "supernet", "quantization", "hardware/layers", "objective", "collect",
+              "data", "supernet", "quantization", "hardware/layers", "tracing", "objective", "collect",
               "finishing", "baselines"),
     "safetensors": ("_checkpoints", "predictor/mlp"),
     "optuna": ("_optuna", "storage", "sampler", "objective", "prediction", "report", "baselines",

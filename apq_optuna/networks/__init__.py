@@ -17,17 +17,26 @@ from apq_optuna.networks.family import (
 from apq_optuna.networks.layers import FLOAT_BITS, ConvLayer, PlacedLayer, Size, as_pair
 from apq_optuna.networks.mobile import MobileFamily, MobileSubnet
 from apq_optuna.networks.presets import PRESETS, preset_family
+from apq_optuna.networks.traced import (
+    ChannelGroup,
+    Member,
+    TracedFamily,
+    TracedLayer,
+    TracedSubnet,
+)
 
 __all__ = [
     "FAMILIES",
     "FLOAT_BITS",
     "MAX_LEVELS",
     "PRESETS",
+    "ChannelGroup",
     "ConvLayer",
     "Decision",
     "Extent",
     "Family",
     "Genotypes",
+    "Member",
     "MobileFamily",
     "MobileSubnet",
     "Needs",
@@ -37,6 +46,9 @@ __all__ = [
     "StageSpec",
     "Step",
     "Subnet",
+    "TracedFamily",
+    "TracedLayer",
+    "TracedSubnet",
     "Width",
     "as_pair",
     "check_family",

@@ -8,8 +8,12 @@ from typing import Any
 from apq_optuna.errors import SpaceError
 from apq_optuna.networks.family import Family
 from apq_optuna.networks.mobile import MobileFamily
+from apq_optuna.networks.traced import TracedFamily
 
-FAMILIES: dict[str, Callable[[Mapping[str, Any]], Family]] = {"mobile": MobileFamily.from_dict}
+FAMILIES: dict[str, Callable[[Mapping[str, Any]], Family]] = {
+    "mobile": MobileFamily.from_dict,
+    "traced": TracedFamily.from_dict,
+}
 """Reader of each family's `to_dict`, by its `"family"`; the mobile family's names none."""
 
 

@@ -11,19 +11,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
-from apq_optuna.networks import FLOAT_BITS, PlacedLayer, Subnet, read_family
+from apq_optuna.networks import FLOAT_BITS, PlacedLayer, Size, Subnet, read_family
 from apq_optuna.quantization.quantizers import (
     SMALLEST_SCALE,
     calibrated_scale,
     code_range,
     fake_quantize,
 )
-from apq_optuna.supernet import ConvNorm, SubnetModule, module_of
+from apq_optuna.supernet import ConvNorm, Slot, SubnetModule, module_of
 from apq_optuna.supernet.convolution import conv2d
 from apq_optuna.supernet.elastic import channels_last
+from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
 CALIBRATION_VALUES = 1 << 16
 """Activations looked at when a step size is started."""
@@ -38,7 +41,9 @@ class QuantizedLayer(nn.Module):
         placed: Bit-widths; 32 leaves that operand in floating point.
         signed: Whether the layer's input can be negative.
         relu: Whether a ReLU follows.
-        stride, padding, groups: Of a convolution.
+        stride, padding, groups, dilation: Of a convolution.
+        inner: A layer that computes in a way of its own (padding by the image's size, say); its
+            weights are then those here.
 
     Attributes:
         weight_scale: `(out, 1, ...)`, one step per output channel.
@@ -55,9 +60,11 @@ class QuantizedLayer(nn.Module):
         *,
         signed: bool,
         relu: bool,
-        stride: int = 1,
-        padding: int = 0,
+        stride: Size = 1,
+        padding: Size = 0,
         groups: int = 1,
+        dilation: Size = 1,
+        inner: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().clone())
@@ -65,6 +72,9 @@ class QuantizedLayer(nn.Module):
         self.name, self.w_bits, self.a_bits = placed.name, placed.w_bits, placed.a_bits
         self.signed, self.relu = signed, relu
         self.stride, self.padding, self.groups = stride, padding, groups
+        self.dilation = dilation
+        # not a submodule: it has no weights of its own
+        self.__dict__["inner"] = inner
         self.weight_codes = code_range(min(self.w_bits, 16), signed=True)
         self.activation_codes = code_range(min(self.a_bits, 16), signed=signed)
         if self.w_bits != FLOAT_BITS:
@@ -94,20 +104,46 @@ class QuantizedLayer(nn.Module):
                 self.activation_scale.data = calibrated_scale(sample, *self.activation_codes)
             x = fake_quantize(x, self.activation_scale, *self.activation_codes)
         weight = self.quantized_weight()
-        if weight.ndim == 2:
+        if (inner := self.__dict__["inner"]) is not None:
+            y = _computed_by(inner, x, weight, self.bias)
+        elif weight.ndim == 2:
             y = F.linear(x, weight, self.bias)
-        else:
+        elif self.dilation == 1 and isinstance(self.stride, int) and isinstance(self.padding, int):
             y = conv2d(x, weight, self.bias, self.stride, self.padding, self.groups)
+        else:
+            y = F.conv2d(
+                x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
         return F.relu(y, inplace=True) if self.relu else y
 
 
-def fold(layer: ConvNorm) -> tuple[Tensor, Tensor]:
-    """Weights and bias of a convolution with its BatchNorm folded in."""
-    norm = layer.norm
+def _computed_by(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What a layer makes of its input with other weights."""
+    given = {"weight": weight}
+    if getattr(layer, "bias", None) is not None:
+        given["bias"] = bias
+        return functional_call(layer, given, (x,))  # type: ignore[no-any-return]
+    y = functional_call(layer, given, (x,))
+    return y + (bias if weight.ndim == 2 else bias[:, None, None])  # type: ignore[no-any-return]
+
+
+def fold(layer: nn.Conv2d | nn.Linear, norm: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """Weights and bias of a layer, a BatchNorm that follows it folded in."""
+    weight = layer.weight.detach()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+    if norm is None:
+        return weight, bias
+    assert isinstance(norm, _BatchNorm)
     assert norm.running_var is not None and norm.running_mean is not None
-    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-    weight = layer.conv.weight * gain.view(-1, 1, 1, 1)
-    return weight.detach(), (norm.bias - norm.running_mean * gain).detach()
+    gain = (norm.running_var + norm.eps).rsqrt()
+    shift = torch.zeros_like(gain)
+    if norm.affine:
+        gain, shift = (
+            norm.weight.detach() / (norm.running_var + norm.eps).sqrt(),
+            norm.bias.detach(),
+        )
+    bias = shift + (bias - norm.running_mean) * gain
+    return weight * gain.view(-1, *[1] * (weight.ndim - 1)), bias
 
 
 def fold_network(module: SubnetModule) -> SubnetModule:
@@ -136,33 +172,79 @@ def quantize_network(module: SubnetModule, subnet: Subnet) -> SubnetModule:
 
 
 def _replaced(module: SubnetModule, layers: Sequence[PlacedLayer]) -> SubnetModule:
-    """A copy with a `QuantizedLayer` in every slot."""
-    replaced = [getattr(parent, attribute) for parent, attribute, _ in module.layer_slots()]
-    result = copy.deepcopy(module, {id(layer): layer for layer in replaced})  # but for these
-    slots = result.layer_slots()
+    """A copy with a `QuantizedLayer` in every slot, and nothing where a BatchNorm was folded."""
+    slots = [Slot(*slot) for slot in module.layer_slots()]
     if len(slots) != len(layers):
         raise SpaceError("the network to quantize has another architecture than the subnet")
-    for (parent, attribute, signed), placed in zip(slots, layers, strict=True):
-        original = getattr(parent, attribute)
-        if isinstance(original, ConvNorm):
-            weight, bias = fold(original)
-            convolution = original.conv
-            layer = QuantizedLayer(
-                weight, bias, placed, signed=signed, relu=original.relu,
-                stride=convolution.stride[0], padding=int(convolution.padding[0]),
-                groups=convolution.groups,
-            )  # fmt: skip
-        elif not isinstance(original, nn.Linear):
-            raise SpaceError(
-                f"{placed.name} is a {type(original).__name__}: a ConvNorm or a linear layer is "
-                "quantized"
-            )
-        else:
-            weight, bias = original.weight, original.bias
-            layer = QuantizedLayer(weight, bias, placed, signed=signed, relu=False)
-        setattr(parent, attribute, layer)
+    instead: dict[int, nn.Module] = {}
+    for slot, placed in zip(slots, layers, strict=True):
+        if slot.parent is None:
+            continue  # no module: it stays as it is
+        original = getattr(slot.parent, slot.attribute)
+        if id(original) in instead:
+            continue  # called again, with the same codes
+        norm = None if slot.norm is None else getattr(*slot.norm)
+        instead[id(original)] = _quantized(original, norm, placed, slot.signed)
+        if norm is not None:
+            instead[id(norm)] = _without_norm(norm)
+    kept: dict[int, Any] = {id(module.description): module.description}
+    for part in module.modules():
+        for child in part._modules.values():
+            if id(child) in instead:
+                kept[id(child)] = child  # not copied: replaced below
+    result = copy.deepcopy(module, kept)
+    for part in list(result.modules()):
+        for name, child in part._modules.items():
+            if id(child) in instead:
+                part._modules[name] = instead[id(child)]
     channels_last(result)
     return result
+
+
+def _quantized(
+    original: nn.Module, norm: nn.Module | None, placed: PlacedLayer, signed: bool
+) -> QuantizedLayer:
+    """A layer with the bit-widths that it is placed with."""
+    if isinstance(original, ConvNorm):
+        weight, bias = fold(original.conv, original.norm)
+        convolution = original.conv
+        return QuantizedLayer(
+            weight, bias, placed, signed=signed, relu=original.relu,
+            stride=convolution.stride[0], padding=int(convolution.padding[0]),
+            groups=convolution.groups,
+        )  # fmt: skip
+    if not isinstance(original, nn.Conv2d | nn.Linear):
+        raise SpaceError(
+            f"{placed.name} is a {type(original).__name__}: a ConvNorm, a convolution or a linear "
+            "layer is quantized"
+        )
+    weight, bias = fold(original, norm)
+    if isinstance(original, nn.Linear):
+        inner = None if type(original).forward is nn.Linear.forward else original
+        return QuantizedLayer(weight, bias, placed, signed=signed, relu=False, inner=inner)
+    usual = (
+        type(original).forward is nn.Conv2d.forward
+        and original.padding_mode == "zeros"
+        and not isinstance(original.padding, str)
+    )
+    return QuantizedLayer(
+        weight, bias, placed, signed=signed, relu=False, stride=_size(original.stride),
+        padding=0 if isinstance(original.padding, str) else _size(original.padding),
+        groups=original.groups, dilation=_size(original.dilation),
+        inner=None if usual else original,
+    )  # fmt: skip
+
+
+def _size(values: tuple[int, ...]) -> Size:
+    height, width = values
+    return height if height == width else (height, width)
+
+
+def _without_norm(norm: nn.Module) -> nn.Module:
+    """What is left of a BatchNorm that was folded: nothing, or an activation that it has in it."""
+    parts = [getattr(norm, name, None) for name in ("drop", "act")]
+    found = [part for part in parts if isinstance(part, nn.Module)]
+    return nn.Sequential(*found) if found else nn.Identity()
 
 
 def quantized_layers(module: nn.Module) -> list[QuantizedLayer]:
@@ -213,11 +295,13 @@ def save_network(
     return target
 
 
-def load_network(path: str | Path) -> SubnetModule:
+def load_network(path: str | Path, *, model: nn.Module | None = None) -> SubnetModule:
     """Reads a finished network; it classifies exactly as when it was saved.
 
     Args:
         path: The folder that `finetune` wrote.
+        model: What a network of one's own model is made of, its weights untrained; of
+            torchvision's and timm's models the folder knows the name.
 
     Returns:
         A module from normalised `(B, C, H, W)` images to logits, in evaluation mode. Its `about`
@@ -231,7 +315,10 @@ def load_network(path: str | Path) -> SubnetModule:
         raise CheckpointError(f"{path} holds a {about.get('kind')!r}, not a finished network")
     try:
         subnet = read_family(about["space"]).subnet(about)
-        module = quantize_network(module_of(subnet).eval(), subnet)
+        if model is None and str(about.get("model", "")).startswith(LIBRARIES):
+            model = build_model(about["model"], subnet.family.num_classes)
+        raw = module_of(subnet) if model is None else module_of(subnet, model)
+        module = quantize_network(raw.eval(), subnet)
         module.load_state_dict(tensors)
         for name, scale in module.named_parameters():  # what was stored may be below
             if name.endswith("_scale"):

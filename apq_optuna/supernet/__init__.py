@@ -2,14 +2,17 @@
 
 from apq_optuna.supernet.checkpoint import load_supernet, save_supernet
 from apq_optuna.supernet.evaluation import accuracy, recalibrate
-from apq_optuna.supernet.modules import ConvNorm, SubnetModule, Supernet, module_of
+from apq_optuna.supernet.modules import ConvNorm, Slot, SubnetModule, Supernet, module_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
+from apq_optuna.supernet.pretrained.net import PretrainedNet
 from apq_optuna.supernet.training import train_supernet
 
 __all__ = [
     "ConvNorm",
     "OnceForAllNet",
+    "PretrainedNet",
+    "Slot",
     "SubnetModule",
     "Supernet",
     "TrainingPlan",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apq_optuna.data import ImageData
 from apq_optuna.errors import SpaceError
 from apq_optuna.networks import Subnet
 from apq_optuna.space import SearchSpace
@@ -54,6 +56,38 @@ class Supernet(nn.Module, ABC):
         return digest.hexdigest()[:16]
 
 
+def info_of(data: ImageData) -> dict[str, object]:
+    """What travels with a checkpoint about images; see `Supernet.data_info`."""
+    return {
+        "name": data.name,
+        "class_names": list(data.class_names),
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "split_hash": data.split_hash,
+        "fit": data.fit,
+        "skip_broken": data.skip_broken,
+        "augment": data.augment,
+    }
+
+
+class Slot(NamedTuple):
+    """Where a layer sits.
+
+    Attributes:
+        parent: The module that holds it; None for what is no module, and stays as it is.
+        attribute: Its name there.
+        signed: Whether the layer's input can be negative. Inputs that come straight out of a ReLU,
+            or a mean of one, cannot.
+        norm: (parent, attribute) of a BatchNorm that is folded into it.
+    """
+
+    parent: nn.Module | None
+    attribute: str
+    signed: bool
+    norm: tuple[nn.Module, str] | None = None
+
+
 class SubnetModule(nn.Module, ABC):
     """A subnet as an ordinary network.
 
@@ -68,18 +102,20 @@ class SubnetModule(nn.Module, ABC):
         self.about: dict[str, Any] = {}
 
     @abstractmethod
-    def layer_slots(self) -> list[tuple[nn.Module, str, bool]]:
+    def layer_slots(self) -> Sequence[Slot]:
         """Where each layer of `Subnet.layers()` sits, in that order.
 
-        Returns:
-            (parent module, attribute, whether the layer's input can be negative). Inputs that come
-            straight out of a ReLU, or a mean of one, cannot.
+        A module that is called twice is there twice.
         """
 
 
 @singledispatch
-def module_of(subnet: Subnet) -> SubnetModule:
+def module_of(subnet: Subnet, model: nn.Module | None = None) -> SubnetModule:
     """A module for a subnet, its weights untrained; each family registers how.
+
+    Args:
+        subnet: The subnet.
+        model: What networks of a traced family are made of; other families need none.
 
     Raises:
         SpaceError: The family has not said how.

@@ -21,7 +21,7 @@ from apq_optuna.networks.blocks import Block
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.convolution import conv2d
 from apq_optuna.supernet.elastic import ElasticBlock, channels_last, elastic_batch_norm
-from apq_optuna.supernet.modules import ConvNorm, SubnetModule, Supernet, module_of
+from apq_optuna.supernet.modules import ConvNorm, Slot, SubnetModule, Supernet, module_of
 
 
 class OnceForAllNet(Supernet):
@@ -173,18 +173,19 @@ class MobileModule(SubnetModule):
         self.classifier = nn.Linear(spec.last_channels, spec.num_classes)
         channels_last(self)
 
-    def layer_slots(self) -> list[tuple[nn.Module, str, bool]]:
+    def layer_slots(self) -> list[Slot]:
         """See `SubnetModule.layer_slots`."""
-        slots: list[tuple[nn.Module, str, bool]] = [
-            (self, "stem", True), (self.first, "depthwise", False), (self.first, "project", False),
+        slots = [
+            Slot(self, "stem", True), Slot(self.first, "depthwise", False),
+            Slot(self.first, "project", False),
         ]  # fmt: skip
         for block in self.blocks.values():
             slots += [
-                (block, "expand", True),
-                (block, "depthwise", False),
-                (block, "project", False),
+                Slot(block, "expand", True),
+                Slot(block, "depthwise", False),
+                Slot(block, "project", False),
             ]
-        return [*slots, (self, "last", True), (self, "classifier", False)]
+        return [*slots, Slot(self, "last", True), Slot(self, "classifier", False)]
 
     def searched_blocks(self) -> list[InvertedResidual]:
         """The inverted residual blocks in order."""
@@ -208,5 +209,5 @@ def _key(stage: int, block: int) -> str:
 
 
 @module_of.register
-def _(subnet: MobileSubnet) -> SubnetModule:
+def _(subnet: MobileSubnet, model: nn.Module | None = None) -> SubnetModule:
     return MobileModule(subnet)

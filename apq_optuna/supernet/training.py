@@ -33,7 +33,7 @@ from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet
 from apq_optuna.supernet.graphs import PassRecorder
-from apq_optuna.supernet.modules import Supernet
+from apq_optuna.supernet.modules import Supernet, info_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
 
@@ -141,17 +141,7 @@ def train_supernet(
 
         trainer.run(told)
     net.to("cpu").eval()
-    net.data_info = {
-        "name": data.name,
-        "class_names": list(data.class_names),
-        "image_size": data.image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "split_hash": data.split_hash,
-        "fit": data.fit,
-        "skip_broken": data.skip_broken,
-        "augment": data.augment,
-    }
+    net.data_info = info_of(data)
     net.save(path)
     return net
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apq_optuna._torchvision import make_importable
 from apq_optuna.errors import InvalidArgumentError
@@ -42,17 +42,44 @@ def layers_of(
         UnsupportedLayerError: An operator computes but is not a 2-d convolution or a linear layer.
         InvalidArgumentError: No model, no (C, H, W), or the model does not take such an image.
     """
+    recorder, result = record(module, input_shape, Recorder)
+    if recorder.refused is not None:
+        raise recorder.refused
+    _check_followed(recorder, result)
+    return recorder.layers
+
+
+R = TypeVar("R", bound=Recorder)
+
+
+def record(
+    module: nn.Module | torch.export.ExportedProgram,
+    input_shape: Sequence[int],
+    recorder_of: Callable[[Tensor], R],
+    image: Tensor | None = None,
+) -> tuple[R, Any]:
+    """Runs one image through a model under a recorder, and leaves the model as it was.
+
+    Args:
+        module: Any torch model that takes one batch of images.
+        input_shape: (channels, height, width) of an image.
+        recorder_of: Makes the recorder, given the image.
+        image: `(1, C, H, W)`; a black one by default.
+
+    Returns:
+        The recorder, and what the model made of the image.
+
+    Raises:
+        UnsupportedLayerError: The recorder refused an operator.
+        InvalidArgumentError: No model, no (C, H, W), or the model does not take such an image.
+    """
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     if not isinstance(module, nn.Module):
         raise InvalidArgumentError(
             f"module is a {type(module).__name__}: give a model, an instance of torch.nn.Module"
         )
-    if isinstance(input_shape, str) or not isinstance(input_shape, Sequence):
-        raise InvalidArgumentError(f"input_shape={input_shape!r}: give (C, H, W)")
-    shape = tuple(whole_number("input_shape", side) for side in input_shape)
-    if len(shape) != 3:
-        raise InvalidArgumentError(f"input_shape={input_shape!r}: give (C, H, W)")
+    shape = image_shape(input_shape)
     state = list(chain(module.parameters(), module.buffers()))
     if any(nn.parameter.is_lazy(tensor) for tensor in state):
         raise InvalidArgumentError(
@@ -61,8 +88,10 @@ def layers_of(
         )
     # the type of weights is told by what computes; counters and packed weights are of others
     like = next((t for t in state if t.is_floating_point()), torch.empty(0))
-    image = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
-    recorder = Recorder(image)
+    if image is None:
+        image = torch.zeros(1, *shape)
+    image = image.to(device=like.device, dtype=like.dtype)
+    recorder = recorder_of(image)
     try:
         with _as_it_was(module, recorder), torch.no_grad(), _as_written(), recorder:
             result = module(image)
@@ -73,10 +102,21 @@ def layers_of(
             f"input_shape={shape}: the model does not take one image of it: "
             f"{_cause(error, recorder)}"
         ) from error
-    if recorder.refused is not None:
-        raise recorder.refused
-    _check_followed(recorder, result)
-    return recorder.layers
+    return recorder, result
+
+
+def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W) as three whole numbers.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    if isinstance(input_shape, str) or not isinstance(input_shape, Sequence):
+        raise InvalidArgumentError(f"input_shape={input_shape!r}: give (C, H, W)")
+    shape = tuple(whole_number("input_shape", side) for side in input_shape)
+    if len(shape) != 3:
+        raise InvalidArgumentError(f"input_shape={input_shape!r}: give (C, H, W)")
+    return shape
 
 
 def _check_followed(recorder: Recorder, result: object) -> None:

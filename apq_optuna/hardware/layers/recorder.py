@@ -80,17 +80,21 @@ class Recorder(TorchDispatchMode):
             return result
         for tensor in (*results, *targets):
             self._activations.add(tensor)
+        self._price(func, args, results or targets)
+        return result
+
+    def _price(self, func: Any, args: tuple[Any, ...], results: Sequence[Tensor]) -> None:
+        """Adds what an operator on the image costs to the layers."""
         if func in _CONVOLUTIONS:
             self._convolution(func, *args[:9])
         elif func.overloadpacket in _PRODUCTS:
             self._product(func, *args[-2:])
-        elif not is_free(func) and (results or targets or not is_torchs(func)):
+        elif not is_free(func) and (results or not is_torchs(func)):
             shapes = [tuple(tensor.shape) for tensor in tensors_in(args)]
             self._refuse(
                 f"operator {full_name(func)} on {shapes} computes but is neither a 2-d "
                 f"convolution nor a linear layer, so it has no price{converted(func)}"
             )
-        return result
 
     def follows(self, value: Any) -> bool:
         """Whether any tensor in nested containers depends on the image."""

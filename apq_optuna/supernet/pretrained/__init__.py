@@ -1,0 +1,1 @@
+"""A model of one's own where a supernet would be: its networks, sliced out of its weights."""

@@ -1,0 +1,202 @@
+"""`PretrainedNet`: a model of one's own, used wherever a supernet is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
+from apq_optuna.data import ImageData
+from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
+from apq_optuna.networks import Subnet, TracedFamily, TracedSubnet
+from apq_optuna.space import SearchSpace
+from apq_optuna.supernet.elastic import channels_last
+from apq_optuna.supernet.modules import Slot, SubnetModule, Supernet, info_of, module_of
+from apq_optuna.supernet.pretrained.copies import check_model, own_copy
+from apq_optuna.supernet.pretrained.slicing import Slicer
+from apq_optuna.supernet.pretrained.sources import build_model, fit_state
+
+KIND = "pretrained"
+
+
+class PretrainedNet(Supernet):
+    """Every network of a traced space in a model's own weights.
+
+    A network keeps the first channels of each group in order of importance, so that smaller ones
+    are nested in larger; at its whole size it computes exactly what the model computes.
+
+    Args:
+        model: The model that the space was traced from. It is copied, and never changed.
+        space: From `trace`.
+        data: The images it is for; then pairs are kept by their split, and other images are
+            refused.
+        source: Where the model comes from, so that a checkpoint comes back by itself:
+            `torchvision:NAME`, `timm:NAME` or `module:factory`.
+
+    Raises:
+        SpaceError: The space is not of a traced model.
+        InvalidArgumentError: The model is not the one that the space was traced from.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: SearchSpace, *, data: ImageData | None = None,
+        source: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(space)
+        if not isinstance(space.family, TracedFamily):
+            raise SpaceError("PretrainedNet needs a search space of a traced model: apq.trace")
+        self.source = source
+        self.model, _ = own_copy(model)
+        check_model(self.model, space.family)
+        channels_last(self.model)
+        self._slicer: Slicer | None = None
+        if data is not None:
+            self.data_info = info_of(data)
+
+    @property
+    def slicer(self) -> Slicer:
+        """What takes networks out of the model."""
+        if self._slicer is None:
+            assert isinstance(self.space.family, TracedFamily)
+            self._slicer = Slicer(self.model, self.space.family)
+        return self._slicer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` images to `(B, num_classes)` logits of the whole model."""
+        return self.model(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def subnet(self, subnet: Subnet) -> TracedModule:
+        """See `Supernet.subnet`; a module of the model's own classes."""
+        if not isinstance(subnet, TracedSubnet):
+            raise SpaceError(f"subnet: a {type(subnet).__name__} is not of a traced model")
+        return TracedModule(subnet, self.slicer.network(subnet)).eval()
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Writes `supernet.safetensors` and its sidecar into a folder.
+
+        Args:
+            path: The folder; made if missing.
+            half: Weights as float16.
+        """
+        target = Path(path) / "supernet.safetensors"
+        tensors = {
+            name: value.half() if half and value.is_floating_point() else value
+            for name, value in self.model.state_dict().items()
+        }
+        about = {
+            "kind": KIND,
+            "model": self.source,
+            "space": self.space.to_dict(),
+            "architecture_hash": self.space.architecture_hash,
+            "data": self.data_info,
+        }
+        write_checkpoint(target, tensors, about)
+        return target
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, model: nn.Module | None = None, space: SearchSpace | None = None
+    ) -> PretrainedNet:
+        """Reads what `save` wrote.
+
+        Args:
+            path: The folder.
+            model: The model; by default what the checkpoint says it is made by.
+            space: A space of the same model with other bit-widths.
+
+        Raises:
+            CheckpointError: Damaged, of another kind, or of a model that is not known by name.
+        """
+        tensors, about = read_checkpoint(Path(path) / "supernet.safetensors")
+        return cls.of_checkpoint(tensors, about, str(path), model=model, space=space)
+
+    @classmethod
+    def of_checkpoint(
+        cls, tensors: dict[str, Tensor], about: dict[str, Any], path: str, *,
+        model: nn.Module | None = None, space: SearchSpace | None = None,
+    ) -> PretrainedNet:  # fmt: skip
+        """`load`, with the files read."""
+        if about.get("kind") != KIND:
+            raise CheckpointError(f"{path} holds a {about.get('kind')!r}, not a traced model")
+        try:
+            own = SearchSpace.from_dict(about["space"])
+        except (KeyError, SpaceError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        if space is not None and space.architecture_hash != own.architecture_hash:
+            raise CheckpointError(
+                f"{path} is of another search space ({own.architecture_hash}) than the one asked "
+                f"for ({space.architecture_hash})"
+            )
+        source = str(about.get("model") or "")
+        if model is None:
+            if not source:
+                raise CheckpointError(
+                    f"{path} does not say what makes its model: give it, as in "
+                    "PretrainedNet.load(path, model=MyModel())"
+                )
+            model = build_model(source, own.networks.num_classes)
+        fit_state(model, tensors, path)
+        net = cls(model, space or own, source=source)
+        net.data_info = dict(about.get("data") or {})
+        return net.eval()
+
+
+class TracedModule(SubnetModule):
+    """A network of a traced model: the model's own classes.
+
+    It always evaluates, also while it is finetuned: dropout would be noise in a few steps, and
+    statistics of BatchNorm that are not folded stay those of `recalibrate`.
+    """
+
+    def __init__(self, subnet: TracedSubnet, model: nn.Module) -> None:
+        super().__init__(subnet)
+        self.family = subnet.spec
+        self.model = model
+        channels_last(self)
+
+    def layer_slots(self) -> list[Slot]:
+        """See `SubnetModule.layer_slots`."""
+        found = []
+        for traced in self.family.traced:
+            norm = (*_parent(self.model, self, traced.norm),) if traced.norm else None
+            if not traced.module and traced.name.startswith("function"):
+                found.append(Slot(None, "", True))
+            else:
+                parent, attribute = _parent(self.model, self, traced.module)
+                found.append(Slot(parent, attribute, traced.signed, norm))
+        return found
+
+    def train(self, mode: bool = True) -> TracedModule:
+        """Keeps to evaluation."""
+        super().train(False)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` images to `(B, num_classes)` logits."""
+        if self.family.writes_input:
+            x = x.clone()
+        return self.model(x)  # type: ignore[no-any-return]
+
+
+def _parent(model: nn.Module, holder: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Where a module sits: (its parent, its name there)."""
+    if not path:
+        return holder, "model"
+    above, _, name = path.rpartition(".")
+    return model.get_submodule(above), name
+
+
+@module_of.register
+def _(subnet: TracedSubnet, model: nn.Module | None = None) -> SubnetModule:
+    if model is None:
+        raise InvalidArgumentError(
+            f"a network of {subnet.spec.name} is made of the model's own classes: give the model, "
+            "as in load_network(path, model=MyModel())"
+        )
+    own, _ = own_copy(model)
+    check_model(own, subnet.spec)
+    return TracedModule(subnet, Slicer(own, subnet.spec).network(subnet)).eval()
