@@ -17,7 +17,8 @@ _ABOUT = """\
 Find the network that is best after it has been shaped, pruned and quantized for a chip.
 
 The steps, in order; every one goes on where it was stopped:
-  train      a once-for-all network on your images (once)
+  trace      a model of yours: what is searched of it, and what its networks cost
+  train      or a once-for-all network on your images (once)
   collect    fp32 accuracy pairs from it, without training
   search     an Optuna study over architecture, channels and bit-widths together
   report     its Pareto front as an HTML page, and inside optuna-dashboard
@@ -31,6 +32,8 @@ and beside them:
 
 _EXAMPLES = {
     "quickstart": "apq-optuna quickstart",
+    "trace": "apq-optuna trace --model torchvision:mobilenet_v2 --weights mine.safetensors "
+    "--data folder:images --run runs/mine",
     "train": "apq-optuna train --data folder:images --preset cifar10 --run runs/mine --minutes 60",
     "collect": "apq-optuna collect --run runs/mine --pairs 1000 --workers 2",
     "search": "apq-optuna search --run runs/mine --hardware bitfusion --trials 100\n"
@@ -104,20 +107,41 @@ def _parser() -> argparse.ArgumentParser:
     quick.add_argument("--trials", type=int, default=60, help="trials of the study (default 60)")
     options.common(quick)
 
+    trace = command(
+        "trace", commands.trace,
+        "Trace a model of yours: its groups of channels, its layers and their bit-widths, what "
+        "stays whole and why, and what the smallest and largest network cost. With --run it is "
+        "kept for `collect`, `search` and all others, in place of a supernet.",
+    )  # fmt: skip
+    options.model(trace, required=True)
+    options.data(trace)
+    trace.add_argument("--run", type=Path, help="folder to keep it in")
+    trace.add_argument("--hardware", default="", metavar="NAME|FILE",
+                       help="device or table, as for `search`")  # fmt: skip
+    trace.add_argument("--budget", action="append", default=[], metavar="METRIC=LIMIT",
+                       help="tell how many networks meet it, e.g. latency_ms=2.0; "
+                       "repeatable")  # fmt: skip
+    trace.add_argument("--threads", type=int, help="CPU threads")
+
     train = command(
         "train", commands.train,
-        "Train a once-for-all network. It is trained once and serves every device and study.",
+        "Train a once-for-all network, once for every device and study; or finetune a traced "
+        "model of yours with all its smaller networks at once.",
     )  # fmt: skip
     options.data(train)
     options.augment(train)
+    options.model(train)
     train.add_argument("--preset", default="cifar10", help="digits, cifar10 (default) or imagenet")
     train.add_argument(
         "--run", type=Path, required=True, help="folder for the supernet and the study"
     )
-    train.add_argument("--epochs", type=float, default=20.0, help="passes over the images")
+    train.add_argument(
+        "--epochs", type=float, help="passes over the images (default 20; of a traced model 5)"
+    )
     train.add_argument("--minutes", type=float, help="training time, instead of --epochs")
     train.add_argument("--batch-size", type=int, default=128, help="images a step")
-    train.add_argument("--learning-rate", type=float, default=0.08, help="peak rate (SGD)")
+    train.add_argument("--learning-rate", type=float,
+                       help="peak rate of SGD (default 0.08; 0.01 of a traced model)")  # fmt: skip
     train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
                        help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
     options.common(train)
@@ -128,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     options.data(collect)
     options.run(collect)
+    options.model(collect)
     collect.add_argument("--pairs", type=int, default=1000, help="architectures (default 1000)")
     collect.add_argument(
         "--images", type=int, help="search-validation images a subnet is judged on"
@@ -147,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     options.data(search)
     options.augment(search)
     options.run(search)
+    options.model(search)
     search.add_argument("--study", default="search", help="name of the study (default: search)")
     search.add_argument("--hardware", default="", metavar="NAME|FILE",
                         help="a device of `hardware list`, module:name of your own, or a cost "

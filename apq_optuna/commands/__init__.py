@@ -4,6 +4,7 @@ from apq_optuna.commands.cache import cache
 from apq_optuna.commands.compare import compare
 from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.ledger import ledger
+from apq_optuna.commands.models import trace
 from apq_optuna.commands.prepare import collect, train
 from apq_optuna.commands.quickstart import quickstart
 from apq_optuna.commands.results import finetune, report
@@ -19,5 +20,6 @@ __all__ = [
     "quickstart",
     "report",
     "search",
+    "trace",
     "train",
 ]

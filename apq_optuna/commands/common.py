@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from apq_optuna.ledger import Entry, Ledger
     from apq_optuna.pairs import PairStore
     from apq_optuna.space import SearchSpace
-    from apq_optuna.supernet import OnceForAllNet
+    from apq_optuna.supernet import Supernet
 
 
 CORRECTING_NETWORKS = 5
@@ -77,13 +77,32 @@ def run_folder(arguments: Any, *, make: bool = True) -> Path:
     return folder
 
 
-def load_supernet(arguments: Any) -> OnceForAllNet:
-    """The supernet of a run; of a package's, the edition that the study was begun with."""
-    from apq_optuna.supernet import OnceForAllNet
+def budgets_of(texts: Sequence[str]) -> dict[str, float]:
+    """What `--budget METRIC=LIMIT` says."""
+    budgets = {}
+    for text in texts:
+        metric, _, limit = text.partition("=")
+        try:
+            budgets[metric] = float(limit)
+        except ValueError:
+            raise InvalidArgumentError(
+                f"--budget {text!r}: write METRIC=LIMIT, e.g. latency_ms=2.0"
+            ) from None
+    return budgets
 
+
+def load_supernet(arguments: Any) -> Supernet:
+    """The supernet of a run, or the model that takes its place; of a package's, the edition that
+    the study was begun with."""
+    from apq_optuna.supernet import OnceForAllNet, load_net
+
+    if getattr(arguments, "model", None):
+        from apq_optuna.commands.models import net_of_model
+
+        return net_of_model(arguments)
     kind, _, name = str(arguments.run).rpartition(":")
     if kind != "pretrained":
-        return OnceForAllNet.load(str(arguments.run))
+        return load_net(str(arguments.run))
     net = OnceForAllNet.load(name)
     begun_with = _supernet_of_study(arguments)
     if begun_with not in (None, net.weights_hash):
@@ -130,7 +149,7 @@ def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) 
         raise InvalidArgumentError("--data is needed: digits, cifar10 or folder:PATH")
     started = time.perf_counter()
     if not name.startswith("folder:"):  # other data sets are as they are
-        info = {"augment": info.get("augment")}
+        info = {name: info.get(name) for name in ("augment", "model_mean", "model_std")}
     with _warnings_said():
         data = load_data(
             name,
@@ -142,6 +161,8 @@ def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) 
             skip_broken=arguments.skip_broken or info.get("skip_broken", False),
             augment=getattr(arguments, "augment", None) or info.get("augment"),
             cache=not getattr(arguments, "no_cache", False),
+            mean=getattr(arguments, "mean", None) or info.get("model_mean"),
+            std=getattr(arguments, "std", None) or info.get("model_std"),
         )
     say(
         f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "
@@ -175,10 +196,14 @@ def _warnings_said() -> Iterator[None]:
         yield
 
 
-def supernet_images(arguments: Any, supernet: OnceForAllNet) -> ImageData:
+def supernet_images(arguments: Any, supernet: Supernet) -> ImageData:
     """The images a supernet was trained on, loaded as they were then."""
+    from apq_optuna.supernet import PretrainedNet
+
     channels, size, _ = supernet.space.networks.input_shape
-    shape = {"image_size": size, "grayscale": channels == 1}
+    shape: dict[str, Any] = {"image_size": size, "grayscale": channels == 1}
+    if isinstance(supernet, PretrainedNet) and supernet.data_info:  # as it is used to
+        shape |= {f"model_{name}": supernet.data_info[name] for name in ("mean", "std")}
     return load_images(arguments, {**supernet.data_info, **shape})
 
 
@@ -244,7 +269,7 @@ def is_table_file(name: str) -> bool:
 
 
 def cost_table(
-    name: str, supernet: OnceForAllNet, folder: Path, ledger: Ledger | None = None
+    name: str, supernet: Supernet, folder: Path, ledger: Ledger | None = None
 ) -> CostTable:
     """The table that --hardware names: a file, or a device's.
 

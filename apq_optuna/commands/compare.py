@@ -50,7 +50,14 @@ def compare(arguments: Any) -> None:
     if unknown := [name for name in chosen if name not in METHODS]:
         raise InvalidArgumentError(f"--method {unknown[0]}: choose from {', '.join(METHODS)}")
     ledger = ledger_of(arguments)
+    from apq_optuna.supernet import OnceForAllNet
+
     supernet = load_supernet(arguments)
+    if not isinstance(supernet, OnceForAllNet):
+        raise InvalidArgumentError(
+            f"--run {arguments.run}: ProxylessNAS and MobileNetV2 need a once-for-all network; "
+            "a model of one's own is searched by `search`, or by HAQSampler and AMCSampler"
+        )
     folder = run_folder(arguments) / "compare"
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     compiled = costs.compile(supernet.space)

@@ -166,9 +166,9 @@ def _space(arguments: Any) -> SearchSpace:
         raise InvalidArgumentError("give either --preset or --run")
     if arguments.preset:
         return SearchSpace.preset(arguments.preset)
-    from apq_optuna.supernet import OnceForAllNet
+    from apq_optuna.supernet import load_net
 
-    return OnceForAllNet.load(str(arguments.run).removeprefix("pretrained:")).space
+    return load_net(str(arguments.run).removeprefix("pretrained:")).space
 
 
 def _device(arguments: Any, name: str | None = None) -> Device:

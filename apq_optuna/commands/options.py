@@ -53,13 +53,42 @@ def watts(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True,
-                        help="folder that `train` wrote, or a supernet of the package: "
+                        help="folder that `train` or `trace` wrote, or a supernet of the package: "
                         "pretrained:cifar10 (results then go to runs/cifar10)")  # fmt: skip
+
+
+def model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    group = parser.add_argument_group("a model of your own, in place of a supernet")
+    group.add_argument("--model", required=required, metavar="NAME",
+                       help="torchvision:NAME, timm:NAME, or module:factory, a function or class "
+                       "of yours that makes it; traced into RUN by the first command, which needs "
+                       "--data")  # fmt: skip
+    group.add_argument("--weights", type=Path, metavar="FILE.safetensors",
+                       help="its trained weights, a state_dict")  # fmt: skip
+    group.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0],
+                       metavar="SHARE", help="shares of a layer's channels that may be kept "
+                       "(default: 0.25 0.5 0.75 1)")  # fmt: skip
+    group.add_argument("--step", type=int, default=8, metavar="CHANNELS",
+                       help="counts of channels are multiples of it (default 8)")  # fmt: skip
+    group.add_argument("--bits", type=int, nargs="+", default=[4, 6, 8], metavar="BITS",
+                       help="widths to choose from (default: 4 6 8)")  # fmt: skip
+    group.add_argument("--ignore", nargs="+", default=[], metavar="MODULE",
+                       help="modules, or patterns such as 'features.0.*', that stay whole and at "
+                       "8 bits")  # fmt: skip
+    group.add_argument("--ends", action="store_true",
+                       help="search the widths of the first and the last layer, too")  # fmt: skip
+    group.add_argument("--mean", type=float, nargs="+", metavar="X",
+                       help="of each channel, of pixels in [0, 1], as the model was trained "
+                       "with (default: what its library says, else the images' own)")  # fmt: skip
+    group.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
+    group.add_argument("--classes", type=int, metavar="N",
+                       help="of the model, where no --data tells")  # fmt: skip
 
 
 def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="digits, cifar10 or folder:PATH (default: as trained)")
-    parser.add_argument("--image-size", type=int, help="resize a folder's images to this side")
+    parser.add_argument("--image-size", "--input-size", dest="image_size", type=int,
+                        help="resize a folder's images to this side")  # fmt: skip
     parser.add_argument("--grayscale", action="store_true", default=None,
                         help="convert a folder's images to grayscale")  # fmt: skip
     parser.add_argument("--fit", choices=("crop", "pad", "stretch"),

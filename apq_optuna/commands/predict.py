@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
     from apq_optuna.prediction import PredictedFront
-    from apq_optuna.supernet import OnceForAllNet
+    from apq_optuna.supernet import Supernet
 
 
 def predict(arguments: Any, budgets: dict[str, float]) -> None:
@@ -70,7 +70,7 @@ def predict(arguments: Any, budgets: dict[str, float]) -> None:
 
 
 def _enqueue(
-    arguments: Any, supernet: OnceForAllNet, study: Study, front: PredictedFront,
+    arguments: Any, supernet: Supernet, study: Study, front: PredictedFront,
     budgets: dict[str, float],
 ) -> None:  # fmt: skip
     import optuna

@@ -21,31 +21,40 @@ from apq_optuna.commands.common import (
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
-    from apq_optuna.supernet import OnceForAllNet
+    from apq_optuna.supernet import OnceForAllNet, Supernet
 
 
 def train(arguments: Any) -> None:
-    from apq_optuna.supernet import TrainingPlan
+    from apq_optuna.supernet import PretrainedNet, TrainingPlan, load_net
 
     set_threads(arguments)
     ledger_of(arguments)
-    data = load_images(arguments)
+    there = (Path(arguments.run) / "supernet.json").exists()
+    own: Any = None
+    if arguments.model or there:
+        own = load_supernet(arguments) if arguments.model else load_net(arguments.run)
+    traced = isinstance(own, PretrainedNet)
     plan = TrainingPlan(
-        epochs=arguments.epochs,
+        epochs=arguments.epochs or (5.0 if traced else 20.0),
         minutes=arguments.minutes,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+        learning_rate=arguments.learning_rate or (0.01 if traced else 0.08),
     )
-    train_supernet_at(arguments, data, arguments.preset, plan)
+    if traced:
+        data = supernet_images(arguments, own)
+        say(f"finetuning {own.space.networks.name} with all its smaller networks")
+        train_at(arguments, own, data, plan)
+    else:
+        data = load_images(arguments)
+        train_supernet_at(arguments, data, arguments.preset, plan)
     say(f"next: {program_path()} collect --run {arguments.run}")
 
 
 def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -> OnceForAllNet:
     import torch
 
-    from apq_optuna.quantization import fp32_network
     from apq_optuna.space import SearchSpace
-    from apq_optuna.supernet import OnceForAllNet, accuracy, train_supernet
+    from apq_optuna.supernet import OnceForAllNet
 
     space = SearchSpace.preset(
         preset, image_size=data.image_size, in_channels=data.channels, num_classes=data.num_classes
@@ -57,6 +66,17 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
         f"supernet {preset}: {len(space.decisions)} decisions, {smallest.macs / 1e6:.2f} to "
         f"{largest.macs / 1e6:.2f} MMACs"
     )
+    train_at(arguments, net, data, plan)
+    return net
+
+
+def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
+    """Trains in the run's folder, and says what came of it."""
+    from apq_optuna.quantization import fp32_network
+    from apq_optuna.supernet import accuracy, train_supernet
+
+    space = net.space
+    largest, smallest = (space.decode(space.extreme(largest=big)[0]) for big in (True, False))
     started = time.perf_counter()
     resumed = (Path(arguments.run) / "training.safetensors").exists()
     before: float | None = None if resumed else 0.0
@@ -84,7 +104,6 @@ def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -
         f"finetuning: largest {accuracies[0]:.4f}, smallest {accuracies[1]:.4f}"
     )
     say(f"saved in {arguments.run}")
-    return net
 
 
 def collect(arguments: Any) -> None:
@@ -111,7 +130,7 @@ def collect(arguments: Any) -> None:
 
 
 def collect_pairs_of(
-    arguments: Any, supernet: OnceForAllNet, data: ImageData, store: Any, pairs: int,
+    arguments: Any, supernet: Supernet, data: ImageData, store: Any, pairs: int,
     images: int | None, workers: int,
 ) -> None:  # fmt: skip
     from apq_optuna.collect import collect_pairs
@@ -141,7 +160,7 @@ def collect_pairs_of(
     supernet.to("cpu")
 
 
-def _say_predictor(supernet: OnceForAllNet, store: Any) -> None:
+def _say_predictor(supernet: Supernet, store: Any) -> None:
     """Quality of an fp32 predictor on a fifth of the pairs held out."""
     import numpy as np
 

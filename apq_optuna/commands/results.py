@@ -40,6 +40,7 @@ def finetune(arguments: Any) -> None:
     from apq_optuna.report import summarise
     from apq_optuna.report.report import chosen_subnet
     from apq_optuna.supernet import accuracy
+    from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
     set_threads(arguments)
     ledger = ledger_of(arguments)
@@ -57,6 +58,10 @@ def finetune(arguments: Any) -> None:
         raise InvalidArgumentError(
             f"--out {path} holds a finished network, tested once; choose another folder"
         )
+    about: dict[str, Any] = {"study": arguments.study, "trial": number}
+    source = getattr(supernet, "source", "")
+    if source:
+        about["model"] = source
     say(f"finetuning trial {number}")
     with ledger.task(
         "finetune", subject=arguments.study, target=costs.device, scope="device", units="epochs",
@@ -69,11 +74,12 @@ def finetune(arguments: Any) -> None:
 
         _, stored = finish(
             supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,
-            device=arguments.device, about={"study": arguments.study, "trial": number},
+            device=arguments.device, about=about,
             report=told, progress=True,
         )  # fmt: skip
     measured = stored["accuracy"]
-    again = accuracy(load_network(path), data)
+    model = build_model(source, data.num_classes) if source else None
+    again = accuracy(load_network(path, model=model), data)
     say(
         f"trial {number}: search-validation {measured['search_validation']:.4f} (fp32 before "
         f"quantization {measured['search_validation_fp32']:.4f}), test {measured['test']:.4f}"
@@ -81,4 +87,5 @@ def finetune(arguments: Any) -> None:
     priced = ", ".join(f"{name} {value:.4f}" for name, value in stored["costs"].items())
     say(f"costs on {stored['device']}: {priced}")
     say(f"saved in {path}; loaded again: search-validation {again:.4f}")
-    say(f'use it: apq_optuna.load_network("{path}")')
+    given = ", model=MODEL" if source and not source.startswith(LIBRARIES) else ""
+    say(f'use it: apq_optuna.load_network("{path}"{given})')

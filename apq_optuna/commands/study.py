@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from apq_optuna._progress import progress_bar
 from apq_optuna.commands.common import (
+    budgets_of,
     completed_trials,
     computing,
     cost_table,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable, Device
-    from apq_optuna.supernet import OnceForAllNet
+    from apq_optuna.supernet import Supernet
 
 MOST_LOST = 20
 """Trials in a row without values after which a search gives up."""
@@ -80,15 +81,7 @@ def search(arguments: Any) -> None:
 
 
 def _budgets(arguments: Any) -> dict[str, float]:
-    budgets = {}
-    for text in arguments.budget:
-        metric, _, limit = text.partition("=")
-        try:
-            budgets[metric] = float(limit)
-        except ValueError:
-            raise InvalidArgumentError(
-                f"--budget {text!r}: write METRIC=LIMIT, e.g. latency_ms=2.0"
-            ) from None
+    budgets = budgets_of(arguments.budget)
     for metric in ("latency_ms", "energy_mj"):
         limit = getattr(arguments, f"max_{metric}")
         if limit is not None:
@@ -96,7 +89,7 @@ def _budgets(arguments: Any) -> dict[str, float]:
     return budgets
 
 
-def _sampler(kind: str, seed: int, supernet: OnceForAllNet, costs: CostTable, store: Any,
+def _sampler(kind: str, seed: int, supernet: Supernet, costs: CostTable, store: Any,
              budgets: dict[str, float], sources: Sequence[Study]) -> BaseSampler:  # fmt: skip
     import optuna
 
@@ -114,7 +107,7 @@ def _sampler(kind: str, seed: int, supernet: OnceForAllNet, costs: CostTable, st
 
 
 def run_study(
-    arguments: Any, supernet: OnceForAllNet, data: ImageData, costs: CostTable, options: Any, *,
+    arguments: Any, supernet: Supernet, data: ImageData, costs: CostTable, options: Any, *,
     study_name: str, report: Path | None = None, budgets: dict[str, float] | None = None,
     sources: Sequence[str] = (), kind: str = "apq", images: int | None = None,
     baselines: bool = True, measured_on: Device | None = None, repeats: int = 1,

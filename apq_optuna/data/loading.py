@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def load_data(
     skip_broken: bool = False,
     augment: str | None = None,
     cache: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> ImageData:
     """Loads a data set and splits it.
 
@@ -66,6 +69,8 @@ def load_data(
             `shift+flip` for the others. Digits, text and signs are wrong when mirrored.
         cache: Keeps a folder's decoded images in the user's cache directory (`$APQ_CACHE`, up to
             `$APQ_CACHE_GIB` in all, 4 by default), where the next process finds them.
+        mean, std: Per channel, of pixels in [0, 1], that images are normalised with: those that a
+            pretrained model was trained with; by default the training images' own.
 
     Raises:
         InvalidArgumentError: Unknown name, fit or augmentation, or what only a folder can be
@@ -94,10 +99,30 @@ def load_data(
         )
     if not name.startswith("folder:"):
         _refuse_for_folders(data, image_size, grayscale, fit, skip_broken)
+    data = _normalised_with(data, mean, std)
     if augment is None:
         return data
     padding = 0 if augment == "none" else data.crop_padding
     return replace(data, crop_padding=padding, flip=augment == "shift+flip")
+
+
+def _normalised_with(
+    data: ImageData, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> ImageData:
+    """The data with a model's own mean and deviation of its channels."""
+    found: dict[str, tuple[float, ...]] = {}
+    for what, given in (("mean", mean), ("std", std)):
+        if given is None:
+            continue
+        values = tuple(float(value) for value in given)
+        if len(values) != data.channels or not all(0 <= v <= 1 for v in values):
+            raise InvalidArgumentError(
+                f"{what}={values}: {data.channels} numbers in [0, 1], one a channel"
+            )
+        if what == "std" and min(values) == 0:
+            raise InvalidArgumentError(f"std={values}: must be above 0")
+        found[what] = values
+    return replace(data, **found, _normalisers={}) if found else data  # type: ignore[arg-type]
 
 
 def _refuse_for_folders(

@@ -1,6 +1,6 @@
 """The once-for-all network: elastic layers, training, extraction, checkpoints."""
 
-from apq_optuna.supernet.checkpoint import load_supernet, save_supernet
+from apq_optuna.supernet.checkpoint import load_net, load_supernet, save_supernet
 from apq_optuna.supernet.evaluation import accuracy, recalibrate
 from apq_optuna.supernet.modules import ConvNorm, Slot, SubnetModule, Supernet, module_of
 from apq_optuna.supernet.network import OnceForAllNet
@@ -17,6 +17,7 @@ __all__ = [
     "Supernet",
     "TrainingPlan",
     "accuracy",
+    "load_net",
     "load_supernet",
     "module_of",
     "recalibrate",

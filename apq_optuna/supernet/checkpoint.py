@@ -9,6 +9,7 @@ from apq_optuna.errors import CheckpointError, SpaceError
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.elastic import channels_last
 from apq_optuna.supernet.network import OnceForAllNet
+from apq_optuna.supernet.pretrained.net import KIND, PretrainedNet
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 
@@ -36,16 +37,36 @@ def save_supernet(net: OnceForAllNet, path: str | Path, *, half: bool = False) -
     return target
 
 
+def load_net(path: str | Path) -> OnceForAllNet | PretrainedNet:
+    """Reads whatever a run's folder has: a once-for-all network, or a model of one's own.
+
+    Raises:
+        CheckpointError: Damaged, unsafe, or of another kind.
+    """
+    folder = _folder(path)
+    tensors, about = read_checkpoint(folder / "supernet.safetensors")
+    if about.get("kind") == KIND:
+        return PretrainedNet.of_checkpoint(tensors, about, str(folder))
+    return load_supernet(path)
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.exists() and (PRETRAINED / str(path)).is_dir():
+        return PRETRAINED / str(path)
+    return folder
+
+
 def load_supernet(path: str | Path, *, space: SearchSpace | None = None) -> OnceForAllNet:
     """Reads a supernet from its folder, or by the name of one that comes with the package.
 
     Raises:
         CheckpointError: Damaged, unsafe, of another kind, or of another space than `space`.
     """
-    folder = Path(path)
-    if not folder.exists() and (PRETRAINED / str(path)).is_dir():
-        folder = PRETRAINED / str(path)
+    folder = _folder(path)
     tensors, about = read_checkpoint(folder / "supernet.safetensors")
+    if about.get("kind") == KIND:
+        raise CheckpointError(f"{folder} holds a model of one's own: PretrainedNet.load reads it")
     if about.get("kind") != "supernet":
         raise CheckpointError(f"{folder} holds a {about.get('kind')!r}, not a supernet")
     try:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apq_optuna.networks import MobileSubnet
+from apq_optuna.networks import Subnet
 
 POOL = 64
 """Random subnets that are kept recorded."""
@@ -24,7 +24,7 @@ RENEW_EVERY = 32
 WARM_UP = 2
 """Passes before the first recording, in which libraries prepare themselves."""
 
-Loss = Callable[[MobileSubnet | None], Tensor]
+Loss = Callable[[Subnet | None], Tensor]
 
 
 class PassRecorder:
@@ -42,11 +42,11 @@ class PassRecorder:
         self,
         net: nn.Module,
         loss: Loss,
-        warm_up: Sequence[MobileSubnet | None],
+        warm_up: Sequence[Subnet | None],
         rng: np.random.Generator,
     ) -> None:
         self.loss, self.rng = loss, rng
-        self.fixed: dict[MobileSubnet | None, torch.cuda.CUDAGraph] = {}
+        self.fixed: dict[Subnet | None, torch.cuda.CUDAGraph] = {}
         self.pool: list[torch.cuda.CUDAGraph] = []
         self.drawn = 0
         self.stream = torch.cuda.Stream()
@@ -60,13 +60,13 @@ class PassRecorder:
                     self.loss(subnet).backward()
         torch.cuda.current_stream().wait_stream(self.stream)
 
-    def run(self, subnet: MobileSubnet | None) -> None:
+    def run(self, subnet: Subnet | None) -> None:
         """A pass of a subnet that comes again and again."""
         if subnet not in self.fixed:
             self.fixed[subnet] = self._record(subnet)
         self.fixed[subnet].replay()
 
-    def run_random(self, draw: Callable[[], MobileSubnet]) -> None:
+    def run_random(self, draw: Callable[[], Subnet]) -> None:
         """A pass of a random subnet, a new one now and then and one of the pool otherwise."""
         self.drawn += 1
         if len(self.pool) < POOL:
@@ -85,7 +85,7 @@ class PassRecorder:
         self.pool.clear()
         self.fixed = {subnet: graph for subnet, graph in self.fixed.items() if subnet is None}
 
-    def _record(self, subnet: MobileSubnet | None) -> torch.cuda.CUDAGraph:
+    def _record(self, subnet: Subnet | None) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import singledispatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class Supernet(nn.Module, ABC):
         BatchNorm statistics are copied too, but those of a supernet mix all subnets: call
         `recalibrate` before trusting its accuracy.
         """
+
+    @abstractmethod
+    def save(self, path: str | Path) -> Path:
+        """Writes a checkpoint into a folder; returns its file."""
 
     @property
     def device(self) -> str:

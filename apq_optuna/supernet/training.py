@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
-from apq_optuna.networks import MobileSubnet
+from apq_optuna.networks import MobileSubnet, Subnet
 from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import Supernet, info_of
 from apq_optuna.supernet.network import OnceForAllNet
@@ -41,6 +41,8 @@ _ELASTIC = {
     "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
     "channels": ("kernel", "depth", "channels"),
 }  # fmt: skip
+
+Net = TypeVar("Net", bound=Supernet)
 
 LOSS_EVERY = 20
 """Steps between two looks at the loss on a GPU, each of which waits for it."""
@@ -88,7 +90,7 @@ def check_data(net: Supernet, data: ImageData) -> None:
 
 
 def train_supernet(
-    net: OnceForAllNet,
+    net: Net,
     data: ImageData,
     plan: TrainingPlan,
     path: str | Path,
@@ -98,8 +100,12 @@ def train_supernet(
     seed: int = 0,
     report: Callable[[float, str, float], None] | None = None,
     progress: bool = False,
-) -> OnceForAllNet:
+) -> Net:
     """Trains a supernet, and goes on from the checkpoint in `path` if there is one.
+
+    Every step is one of the largest network, of the smallest and of random ones, which the largest
+    teaches (the sandwich rule, Yu and Huang, ICCV 2019). A model of one's own is finetuned so: all
+    its networks at once, each nested in the larger ones.
 
     Args:
         net: A supernet; its weights are trained in place.
@@ -151,7 +157,7 @@ class _Trainer:
 
     def __init__(
         self,
-        net: OnceForAllNet,
+        net: Supernet,
         data: ImageData,
         plan: TrainingPlan,
         path: Path,
@@ -180,7 +186,7 @@ class _Trainer:
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
         self.seconds = 0.0
         self.step = 0
-        self.sorted = False
+        self.sorted = not isinstance(net, OnceForAllNet)  # those of other nets are in order
         images = data.split_hash
         if usual_augment(data.name) not in (None, data.augment):  # else as before it was named
             images += f" {data.augment}"
@@ -200,7 +206,7 @@ class _Trainer:
         self.net.train()
         batches = self._batches()
         while self.progress < 1.0:
-            phase = self.plan.phase(self.progress)
+            phase = self._phase()
             if phase == "channels" and not self.sorted:
                 self._sort_channels()
             images, labels = next(batches)
@@ -215,6 +221,11 @@ class _Trainer:
         if self.step:
             self._look_at_loss()
         self._save()
+
+    def _phase(self) -> str:
+        """What is elastic now; only a once-for-all network begins with less than everything."""
+        once_for_all = isinstance(self.net, OnceForAllNet)
+        return self.plan.phase(self.progress) if once_for_all else "channels"
 
     def _look_at_loss(self) -> None:
         """Ends training that diverged, before anything of it is saved."""
@@ -233,8 +244,8 @@ class _Trainer:
     def _step(self, images: Tensor, labels: Tensor, phase: str) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.progress)
-        if self.device.startswith("cuda"):
-            self._recorded_passes(images, labels, phase)
+        if self.device.startswith("cuda") and isinstance(self.net, OnceForAllNet):
+            self._recorded_passes(self.net, images, labels, phase)
         else:
             self.optimizer.zero_grad(set_to_none=True)
             self.images, self.labels = images, labels
@@ -247,7 +258,7 @@ class _Trainer:
             self._look_at_loss()
         return self.loss
 
-    def _loss(self, subnet: MobileSubnet | None) -> Tensor:
+    def _loss(self, subnet: Subnet | None) -> Tensor:
         """Of the largest network on labels, which then teaches; of others on what it says."""
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             logits = self.net(self.images, subnet)
@@ -258,13 +269,15 @@ class _Trainer:
         self.value, self.teacher = loss.detach(), logits.detach().softmax(1)
         return loss
 
-    def _recorded_passes(self, images: Tensor, labels: Tensor, phase: str) -> None:
+    def _recorded_passes(
+        self, net: OnceForAllNet, images: Tensor, labels: Tensor, phase: str
+    ) -> None:
         """The passes of a step by replay; the batch goes where they read it."""
         if self.recorder is None:
             self.images, self.labels = images.clone(), labels.clone()
-            kernels = sorted({k for stage in self.net.spec.stages for k in stage.kernels})
-            every = [None, *(_with_kernels(self.net.largest, kernel) for kernel in kernels)]
-            self.recorder = PassRecorder(self.net, self._loss, every, self.rng)
+            kernels = sorted({k for stage in net.spec.stages for k in stage.kernels})
+            every = [None, *(_with_kernels(net.largest, kernel) for kernel in kernels)]
+            self.recorder = PassRecorder(net, self._loss, every, self.rng)
         if self.recorded != phase:
             self.recorder.forget()
             self.recorded = phase
@@ -279,7 +292,7 @@ class _Trainer:
         for _ in range(self.plan.random_subnets):
             self.recorder.run_random(lambda: self._sandwich(phase, 1)[1])
 
-    def _sandwich(self, phase: str, random: int | None = None) -> list[MobileSubnet]:
+    def _sandwich(self, phase: str, random: int | None = None) -> list[Subnet]:
         """The smallest network of a phase and random ones, choices not yet open at the largest."""
         space = self.net.space
         rows = np.concatenate(
@@ -292,10 +305,11 @@ class _Trainer:
         for column, decision in enumerate(space.decisions):
             if decision.role not in _ELASTIC[phase]:
                 rows[:, column] = largest[column]
-        return [self.net.spec.decode(row) for row in space.canonical(rows)]
+        return [space.decode(row) for row in space.canonical(rows)]
 
     def _sort_channels(self) -> None:
         """Orders expanded channels by importance, and the momentum with them."""
+        assert isinstance(self.net, OnceForAllNet)
         for block in self.net.elastic_blocks():
             order = block.sort_channels()
             rows = (

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
@@ -16,7 +18,7 @@ from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.elastic import channels_last
 from apq_optuna.supernet.modules import Slot, SubnetModule, Supernet, info_of, module_of
 from apq_optuna.supernet.pretrained.copies import check_model, own_copy
-from apq_optuna.supernet.pretrained.slicing import Slicer
+from apq_optuna.supernet.pretrained.slicing import Slicer, importance_order
 from apq_optuna.supernet.pretrained.sources import build_model, fit_state
 
 KIND = "pretrained"
@@ -52,6 +54,9 @@ class PretrainedNet(Supernet):
         self.model, _ = own_copy(model)
         check_model(self.model, space.family)
         channels_last(self.model)
+        # as buffers: who trains on keeps the order, and with it which channels are nested
+        for g, first in enumerate(importance_order(self.model, space.family)):
+            self.register_buffer(f"order{g}", torch.from_numpy(first))
         self._slicer: Slicer | None = None
         if data is not None:
             self.data_info = info_of(data)
@@ -61,12 +66,39 @@ class PretrainedNet(Supernet):
         """What takes networks out of the model."""
         if self._slicer is None:
             assert isinstance(self.space.family, TracedFamily)
-            self._slicer = Slicer(self.model, self.space.family)
+            order = [
+                self.get_buffer(f"order{g}").cpu().numpy()
+                for g in range(len(self.space.family.groups))
+            ]
+            self._slicer = Slicer(self.model, self.space.family, order)
         return self._slicer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` images to `(B, num_classes)` logits of the whole model."""
-        return self.model(x)  # type: ignore[no-any-return]
+    def train(self, mode: bool = True) -> PretrainedNet:
+        """In training BatchNorm takes statistics of batches; dropout never takes part."""
+        super().train(False)
+        for module in self.model.modules():
+            if mode and isinstance(module, _BatchNorm):
+                module.train()
+        return self
+
+    def forward(self, x: Tensor, subnet: Subnet | None = None) -> Tensor:
+        """`(B, C, H, W)` images to `(B, num_classes)` logits; by default of the whole model.
+
+        Differentiable in the model's weights, whatever the network.
+        """
+        assert isinstance(self.space.family, TracedFamily)
+        if self.space.family.writes_input:
+            x = x.clone()
+        if subnet is None:
+            return self.model(x)  # type: ignore[no-any-return]
+        assert isinstance(subnet, TracedSubnet)
+        keep = self.slicer.keep(subnet.channels)
+        values: dict[str, Tensor] = dict(self.model.named_buffers(remove_duplicate=False))
+        # the model's statistics are of the whole model alone
+        found = {name: value.clone() for name, value in values.items()}
+        values |= dict(self.model.named_parameters(remove_duplicate=False))
+        found |= self.slicer.tensors(keep, values)
+        return functional_call(self.slicer.shell(keep), found, (x,))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def subnet(self, subnet: Subnet) -> TracedModule:
@@ -85,7 +117,7 @@ class PretrainedNet(Supernet):
         target = Path(path) / "supernet.safetensors"
         tensors = {
             name: value.half() if half and value.is_floating_point() else value
-            for name, value in self.model.state_dict().items()
+            for name, value in self.state_dict().items()
         }
         about = {
             "kind": KIND,
@@ -139,8 +171,9 @@ class PretrainedNet(Supernet):
                     "PretrainedNet.load(path, model=MyModel())"
                 )
             model = build_model(source, own.networks.num_classes)
-        fit_state(model, tensors, path)
         net = cls(model, space or own, source=source)
+        fit_state(net, tensors, path)
+        net._slicer = None
         net.data_info = dict(about.get("data") or {})
         return net.eval()
 

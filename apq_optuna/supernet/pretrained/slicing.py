@@ -44,7 +44,7 @@ class Slicer:
         sizes = [group.channels for group in family.groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._places = self._places_of(family)
-        self.order = order or importance_order(model, family)
+        self.order = importance_order(model, family) if order is None else order
         self._rank = [np.argsort(first) for first in self.order]
         self._parameters = _owned(model)
         self._tables: dict[tuple[tuple[str, str], tuple[int, ...]], Tensor] = {}

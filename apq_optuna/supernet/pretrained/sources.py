@@ -121,6 +121,18 @@ def preprocessing_of(source: str) -> Preprocessing | None:
     return None
 
 
+def input_side_of(source: str) -> int:
+    """Side in pixels of the images that a library's model was trained with; else 224."""
+    kind, _, name = source.partition(":")
+    if kind == "timm":
+        import timm
+
+        told = timm.get_pretrained_cfg(name)
+        if told is not None:
+            return int(told.input_size[-1])
+    return 299 if name == "inception_v3" else 224
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """A `state_dict` from safetensors.
 

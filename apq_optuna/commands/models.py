@@ -1,0 +1,214 @@
+"""A model of one's own: traced, shown, and put where a supernet would be."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.commands.common import (
+    budgets_of,
+    cost_table,
+    load_images,
+    program_path,
+    run_folder,
+    say,
+    set_threads,
+)
+from apq_optuna.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from apq_optuna.data import ImageData
+    from apq_optuna.hardware import CostTable
+    from apq_optuna.networks import TracedFamily
+    from apq_optuna.space import SearchSpace
+    from apq_optuna.supernet import PretrainedNet
+
+RANDOM_NETWORKS = 20_000
+"""Of which as many meet a budget."""
+
+SHOWN = 60
+"""Decisions and notes that are listed."""
+
+
+def trace(arguments: Any) -> None:
+    """What is searched of a model, what stays whole, and what its networks cost."""
+    set_threads(arguments)
+    if arguments.run is not None and (run_folder(arguments, make=False) / FILE).exists():
+        raise InvalidArgumentError(
+            f"--run {arguments.run} has a network already; choose another folder"
+        )
+    net, _ = traced_net(arguments)
+    family = net.space.family
+    say(_decisions_table(net.space))
+    for note in list(dict.fromkeys(_gathered(family.notes)))[:SHOWN]:  # type: ignore[union-attr]
+        say(f"note: {note}")
+    folder = run_folder(arguments) if arguments.run is not None else run_folder_of_nobody()
+    costs = cost_table(arguments.hardware, net, folder)
+    say(_costs_table(net.space, costs, budgets_of(arguments.budget)))
+    if arguments.run is None:
+        say(f"nothing was kept; with --run DIR: {program_path()} collect --run DIR comes next")
+        return
+    net.save(run_folder(arguments))
+    say(f"saved in {arguments.run}")
+    say(f"next: {program_path()} collect --run {arguments.run}")
+
+
+FILE = "supernet.json"
+
+
+def run_folder_of_nobody() -> Any:
+    """Where nothing is to be kept."""
+    import tempfile
+    from pathlib import Path
+
+    return Path(tempfile.mkdtemp(prefix="apq-trace-"))
+
+
+def net_of_model(arguments: Any) -> PretrainedNet:
+    """The net of `--model`: that of the run's folder if it is there, else traced and put there."""
+    from apq_optuna.supernet import PretrainedNet, load_net
+
+    folder = run_folder(arguments)
+    if (folder / FILE).exists():
+        net = load_net(folder)
+        if not isinstance(net, PretrainedNet) or net.source != arguments.model:
+            raise InvalidArgumentError(
+                f"--model {arguments.model}: {folder} holds another network; choose another --run"
+            )
+        say(f"{arguments.model}: traced before, in {folder}")
+        return net
+    if not arguments.data:
+        raise InvalidArgumentError("--model needs --data: the images it is for")
+    net, _ = traced_net(arguments)
+    net.save(folder)
+    say(f"saved in {folder}")
+    return net
+
+
+def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
+    """The model that the command line names, traced."""
+    from apq_optuna.supernet import PretrainedNet
+    from apq_optuna.supernet.pretrained.sources import (
+        build_model,
+        fit_state,
+        input_side_of,
+        preprocessing_of,
+        read_weights,
+    )
+    from apq_optuna.tracing import trace as traced
+
+    weights = None if arguments.weights is None else read_weights(arguments.weights)
+    how = preprocessing_of(arguments.model)
+    data = None
+    if arguments.data:
+        info = {} if how is None else {"model_mean": how.mean, "model_std": how.std}
+        data = load_images(arguments, info)
+        shape, classes = (data.channels, data.image_size, data.image_size), data.num_classes
+        if arguments.classes not in (None, classes):
+            raise InvalidArgumentError(
+                f"--classes {arguments.classes}: the images have {classes} classes"
+            )
+    else:
+        side = arguments.image_size or input_side_of(arguments.model)
+        shape, classes = (1 if arguments.grayscale else 3, side, side), arguments.classes
+    model = build_model(arguments.model, classes)
+    if weights is not None:
+        fit_state(model, weights, arguments.weights)
+    elif not arguments.model.startswith("module"):
+        say("note: no --weights: those the model is made with are searched, random ones as a rule")
+    started = time.perf_counter()
+    space = traced(
+        model, shape, bits=tuple(arguments.bits), keep=tuple(arguments.keep), step=arguments.step,
+        ignore=tuple(arguments.ignore), ends=arguments.ends, name=arguments.model,
+    )  # fmt: skip
+    family: Any = space.family
+    if data is not None and family.num_classes != data.num_classes:
+        raise InvalidArgumentError(
+            f"--model {arguments.model} has {family.num_classes} outputs, the images of "
+            f"{arguments.data} have {data.num_classes} classes"
+        )
+    layers = len(dict.fromkeys(t.module for t in family.traced))
+    say(
+        f"{arguments.model}: {layers} layers, {len(family.groups)} groups of channels and "
+        f"{len(space.decisions)} decisions, traced in {time.perf_counter() - started:.1f} s"
+    )
+    return PretrainedNet(model, space, data=data, source=arguments.model), data
+
+
+def _decisions_table(space: SearchSpace) -> str:
+    """Groups of channels a line each, widths together."""
+    family: TracedFamily = space.family  # type: ignore[assignment]
+    rows = [("channels", "choices", "lie along")]
+    for group in family.groups:
+        paths = list(dict.fromkeys(member.path for member in group.members))
+        more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+        rows.append(
+            (group.name, " ".join(map(str, group.choices)), ", ".join(paths[:4]) + more)
+        )  # fmt: skip
+    left = len(rows) - 1 - SHOWN
+    rows = rows[: SHOWN + 1]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [f"  {a:{first}}  {b:{second}}  {c}" for a, b, c in rows]
+    if left > 0:
+        lines.append(f"  and {left} groups more")
+    fixed = list(dict.fromkeys(f"{t.module} ({t.fixed})" for t in family.traced if t.fixed))
+    size = sum(math.log10(len(decision.choices)) for decision in space.decisions)
+    lines.append(
+        f"  {len(family.searched)} layers with a width of weights and one of their input: "
+        f"{', '.join(map(str, family.bits))}; always so: {', '.join(fixed[:6])}"
+        f"{' ...' if len(fixed) > 6 else ''}"
+    )
+    lines.append(f"  10^{size:.0f} networks")
+    return "\n".join(lines)
+
+
+def _gathered(notes: tuple[str, ...]) -> list[str]:
+    """Notes that say one thing of many layers as one."""
+    found: dict[str, list[str]] = {}
+    for note in notes:
+        name, stays, reason = note.partition(" stays whole: ")
+        found.setdefault(reason if stays else note, []).append(name if stays else "")
+    lines = []
+    for text, names in found.items():
+        if names == [""]:
+            lines.append(text)
+            continue
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        stay = "stay" if len(names) > 1 else "stays"
+        lines.append(f"{', '.join(names[:5])}{more} {stay} whole: {text}")
+    return lines
+
+
+def _costs_table(space: SearchSpace, costs: CostTable, budgets: dict[str, float]) -> str:
+    import numpy as np
+
+    compiled = costs.compile(space)
+    names = list(compiled.metric_names)
+    for metric in budgets:
+        if metric not in names:
+            raise InvalidArgumentError(
+                f"--budget {metric}: no cost of {costs.device}, which has {', '.join(names)}"
+            )
+    middle = (space.sizes // 2)[None].astype(np.int32)
+    rows = {
+        f"smallest, {space.bits[0]} bits": space.extreme(largest=False, bits=space.bits[0]),
+        "middle": space.canonical(middle),
+        f"largest, {space.bits[-1]} bits": space.extreme(largest=True, bits=space.bits[-1]),
+    }
+    width = max(map(len, rows))
+    lines = [f"costs on {costs.device}:", f"  {'':{width}}  {'MMACs':>9}  {'MB':>7}  "
+             + "  ".join(f"{name:>12}" for name in names)]  # fmt: skip
+    for name, row in rows.items():
+        subnet = space.decode(row[0])
+        values = [f"{subnet.macs / 1e6:9.2f}", f"{subnet.weight_bytes / 1e6:7.2f}"]
+        values += [f"{value:12.4f}" for value in compiled(row)[0]]
+        lines.append("  ".join([f"  {name:{width}}", *values]))
+    if budgets:
+        drawn = compiled(space.sample(RANDOM_NETWORKS, np.random.default_rng(0)))
+        fits = np.ones(len(drawn), bool)
+        for metric, limit in budgets.items():
+            fits &= drawn[:, names.index(metric)] <= limit
+        limits = ", ".join(f"{metric} <= {limit:g}" for metric, limit in budgets.items())
+        lines.append(f"{fits.mean():.1%} of {len(drawn):,} random networks meet {limits}")
+    return "\n".join(lines)
