@@ -110,7 +110,7 @@ def _fault(slicer: Slicer, smallest: np.ndarray, image: Tensor) -> str:
     )
     subnet = family_subnet(family, channels)
     try:
-        network = slicer.network(subnet).eval()
+        network = slicer.network(subnet, shared=True).eval()
         seen = watch(network, family.input_shape, image.clone())
     except Exception as error:  # whatever somebody's code says of fewer channels
         return _short(error)
@@ -148,12 +148,14 @@ def _cut_off(slicer: Slicer, smallest: np.ndarray, image: Tensor) -> Any:
         module = modules.get(path)
         if side == "in" and isinstance(module, nn.Conv2d | nn.Linear):
             name = f"{path}.weight" if path else "weight"
-            weight = changed.get(name, module.weight.detach().clone())
+            weight = module.weight.detach()
             groups = getattr(module, "groups", 1)
             mask = torch.zeros(weight.shape[1] * groups)
             mask[index] = 1
-            rows = mask.view(groups, -1).repeat_interleave(weight.shape[0] // groups, 0)
-            changed[name] = weight * rows.view(*weight.shape[:2], *[1] * (weight.ndim - 2))
+            rows = mask.view(groups, -1)
+            if groups > 1:
+                rows = rows.repeat_interleave(weight.shape[0] // groups, 0)
+            changed[name] = weight * rows.view(*rows.shape, *[1] * (weight.ndim - 2))
     return functional_call(slicer.model, changed, (image.clone(),))
 
 
@@ -163,5 +165,6 @@ def family_subnet(family: TracedFamily, channels: tuple[int, ...]) -> TracedSubn
 
 
 def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    return text[0][:160]
+    cause = error.__cause__ or error
+    text = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
+    return text[0] if len(text[0]) < 160 else f"{text[0][:156]} ..."

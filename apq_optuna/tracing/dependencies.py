@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from torch import nn
 from apq_optuna._torchvision import make_importable
 from apq_optuna.networks import Member
 from apq_optuna.networks.traced import Run
-from apq_optuna.tracing.watching import LAYERS
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,15 @@ class Coupled:
     wrong: str = ""
 
 
-def coupled_channels(model: nn.Module, input_shape: Sequence[int]) -> tuple[list[Coupled], str]:
+def coupled_channels(
+    model: nn.Module, input_shape: Sequence[int], roots: Sequence[str]
+) -> tuple[list[Coupled], str]:
     """The groups of channels of a model that is one's own, its gradients switched on.
+
+    Args:
+        model: The model, evaluating.
+        input_shape: (channels, height, width) of an image.
+        roots: Layers whose outputs are looked at, in this order; a group is found once.
 
     Returns:
         The groups, and why there are none, if so.
@@ -53,47 +59,64 @@ def coupled_channels(model: nn.Module, input_shape: Sequence[int]) -> tuple[list
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     image = torch.randn(1, *input_shape)
+    found: list[Coupled] = []
+    made: set[str] = set()
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(model, example_inputs=image, verbose=False)
-            found = [
-                _coupled(graph, group, torch_pruning)
-                for group in graph.get_all_groups(
-                    ignored_layers=[], root_module_types=list(LAYERS)
-                )
-            ]
+            for name in roots:
+                module = model.get_submodule(name)
+                if name in made or module not in graph.module2node:
+                    continue
+                found.append(_apart(_coupled(graph, name, module, torch_pruning), found))
+                if not found[-1].wrong:
+                    made |= {m.path for m in found[-1].members if m.side in ("out", "both")}
     except Exception as error:  # whatever it raises about somebody's model
         kind = type(error).__name__
         return [], f"torch-pruning does not follow this model ({kind}: {error})"
     return found, ""
 
 
-def _coupled(graph: Any, group: Any, library: Any) -> Coupled:
-    root = graph._module2name[group[0].dep.target.module]
-    channels = len(group[0].idxs)
+def _apart(one: Coupled, others: Sequence[Coupled]) -> Coupled:
+    """A group, wrong where it lies along channels that another one has."""
+    for other in others:
+        if one.wrong or other.wrong:
+            continue
+        theirs = {(m.path, m.side): m for m in other.members}
+        for member in one.members:
+            same = theirs.get((member.path, member.side))
+            if same is not None and ((member.roots() >= 0) & (same.roots() >= 0)).any():
+                reason = f"{member.path} has them in common with {other.root}"
+                return replace(one, wrong=reason)
+    return one
+
+
+def _coupled(graph: Any, root: str, module: nn.Module, library: Any) -> Coupled:
+    reached, channels, wrong = _reached(graph, module, library)
     members: dict[tuple[str, str], Member] = {}
-    wrong = ""
-    for item in group.items:
-        module = item.dep.target.module
-        if isinstance(module, library.ops._OutputOp):
+    for target, outwards, indices in reached:
+        if isinstance(target.module, library.ops._OutputOp):
             wrong = wrong or "they are the model's outputs"
             continue
-        if type(module).__module__.startswith("torch_pruning"):
+        if type(target.module).__module__.startswith("torch_pruning"):
             continue  # adding, concatenating, reshaping: no weights
-        place = _place(graph, item, module)
+        place = _place(graph, target, outwards)
         if place is None:
-            name = graph._module2name.get(module, "")
-            wrong = wrong or f"{name or 'something'} is a {type(module).__name__}"
+            name = graph._module2name.get(target.module, "")
+            wrong = wrong or f"{name or 'something'} is a {type(target.module).__name__}"
             continue
         path, side, size = place
-        targets, roots = np.array(item.idxs, np.int64), item.root_idxs
-        if roots is None or any(r is None for r in roots):
+        if size == 1 and len(indices) > 1:
+            continue  # one channel that all others are multiplied with
+        if any(there is None for there in indices.values()):
             wrong = wrong or f"which of them reach {path} is not known"
             continue
+        targets = np.array(list(indices), np.int64)
+        roots = np.array(list(indices.values()), np.int64)
         order = np.argsort(targets, kind="stable")
-        runs = _runs(targets[order], np.array(roots, np.int64)[order])
+        runs = _runs(targets[order], roots[order])
         if runs[-1][0] + runs[-1][2] * runs[-1][3] > size:
             wrong = wrong or f"{path} has fewer channels"
             continue
@@ -107,11 +130,61 @@ def _coupled(graph: Any, group: Any, library: Any) -> Coupled:
     return Coupled(root, channels, tuple(members.values()), parts, wrong or reason)
 
 
-def _place(graph: Any, item: Any, module: Any) -> tuple[str, str, int] | None:
+Indices = dict[int, int | None]
+"""The root's channel of each channel."""
+
+
+def _reached(
+    graph: Any, module: nn.Module, library: Any
+) -> tuple[list[tuple[Any, bool, Indices]], int, str]:
+    """What the output channels of a layer hang together with, by the graph's own edges.
+
+    The library walks them itself, but without end where slices and sums make rings.
+
+    Returns:
+        (node, whether its outputs, their channels) of each; how many channels there are; and what
+        is wrong.
+    """
+    pruner = graph.get_pruner_of_module(module)
+    start = pruner.prune_out_channels
+    count = int(pruner.get_out_channels(module))
+    index = library._helpers._HybridIndex
+    known: dict[tuple[Any, Any], Indices] = {}
+    stack = [(graph.module2node[module], start, [index(k, k) for k in range(count)])]
+    known[stack[0][:2]] = {k: k for k in range(count)}
+    while stack:
+        node, pruned, channels = stack.pop()
+        for edge in node.dependencies:
+            if not edge.is_triggered_by(pruned):
+                continue
+            reached = channels
+            for mapping in edge.index_mapping:
+                if mapping is not None:
+                    reached = mapping(reached)
+            there = known.setdefault((edge.target, edge.handler), {})
+            fresh = []
+            for one in reached:
+                if one.idx not in there:
+                    there[one.idx] = one.root_idx
+                    fresh.append(one)
+                elif there[one.idx] != one.root_idx:
+                    where = graph._module2name.get(edge.target.module) or "a concatenation"
+                    return [], count, f"they hang together with one another at {where}"
+            if fresh:
+                stack.append((edge.target, edge.handler, fresh))
+    found = [
+        (node, bool(graph.is_out_channel_pruning_fn(pruned)), indices)
+        for (node, pruned), indices in known.items()
+        if indices
+    ]
+    return found, count, ""
+
+
+def _place(graph: Any, node: Any, outwards: bool) -> tuple[str, str, int] | None:
     """(path, side, size) of what is pruned together; None where it cannot be sliced here."""
-    outwards = graph.is_out_channel_pruning_fn(item.dep.handler)
+    module = node.module
     if isinstance(module, nn.Parameter):
-        dim = int(item.dep.target.pruning_dim)
+        dim = int(node.pruning_dim)
         return graph._param_to_name[module], f"dim{dim}", module.shape[dim]
     path = graph._module2name.get(module)
     if path is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -89,12 +88,13 @@ def trace(
         tuple(traced),
         seen.changed,
     )
-    modules = {call.module for call in seen.calls}
+    modules = list(dict.fromkeys(call.module for call in seen.calls if call.module))
     whole = held | {path for group in tied for path in group}
     groups, reasons = _groups(own, shape, modules, whole, shares, step, traced[-1].module, notes)
     family, wrong = checked(own, replace(family, groups=tuple(groups)))
-    reasons |= wrong
-    notes += [f"{group} stays whole: {reason}" for group, reason in reasons.items()]
+    makers = {group.name: _makers(group, modules) for group in groups}
+    reasons |= {", ".join(makers[name]): reason for name, reason in wrong.items()}
+    notes += [f"{names} stays whole: {reason}" for names, reason in reasons.items()]
     return SearchSpace.from_family(replace(family, notes=tuple(notes)))
 
 
@@ -115,6 +115,12 @@ def _seen(model: nn.Module, shape: tuple[int, int, int], notes: list[str]) -> Wa
     if seen.changed:
         notes.append("the model writes to the image it is given: it is given a copy")
     notes += [f"not priced: {text}" for text in dict.fromkeys(seen.unpriced)]
+    functions = sum(not call.module for call in seen.calls)
+    if functions:
+        notes.append(
+            f"{functions} layers are no modules but functions of parameters: whole and in "
+            "floating point, priced at the widest bits that the device has"
+        )
     return seen
 
 
@@ -173,40 +179,48 @@ def _tied(model: nn.Module) -> list[tuple[str, ...]]:
 
 
 def _groups(
-    model: nn.Module, shape: tuple[int, int, int], modules: set[str], whole: set[str],
+    model: nn.Module, shape: tuple[int, int, int], modules: Sequence[str], whole: set[str],
     shares: tuple[float, ...], step: int, last: str, notes: list[str],
 ) -> tuple[list[ChannelGroup], dict[str, str]]:  # fmt: skip
     """Groups of channels that are choices, and why others are none."""
     reasons: dict[str, str] = {}
     if all(share == 1.0 for share in shares):
         return [], reasons
-    coupled, failed = coupled_channels(copy.deepcopy(model), shape)
+    coupled, failed = coupled_channels(model, shape, modules)
     if failed:
         notes.append(f"every layer stays whole: {failed}")
         return [], reasons
     groups: list[ChannelGroup] = []
+    divided: dict[int, list[str]] = {}
     for found in coupled:
-        if found.root == last:
-            continue  # its outputs are the classes
-        if found.root not in modules:
-            continue  # not called, such as a head for training alone
+        if found.root == last or found.channels == 1:
+            continue  # its outputs are the classes, or there is nothing to leave out
         reason = found.wrong or _held_by(found, whole)
         choices = counts(found, shares, step)
         if not reason and len(choices) < 2:
             reason = f"{found.channels} channels leave no choice"
         if reason:
-            reasons[found.root] = reason
+            reasons[", ".join(_makers(found, modules))] = reason
             continue
         groups.append(
             ChannelGroup(found.root, found.channels, choices, found.parts, found.members)
         )
         if math.lcm(found.parts, step) != step:
-            notes.append(
-                f"{found.root} has counts of channels that {found.parts} groups divide: "
-                f"{', '.join(map(str, choices))}"
-            )
-    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+            divided.setdefault(found.parts, []).append(found.root)
+    for parts, names in divided.items():
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        notes.append(
+            f"{', '.join(names[:5])}{more}: counts of channels that {parts} groups divide"
+        )
+    order = {name: place for place, name in enumerate(modules)}
     return sorted(groups, key=lambda group: order[group.name]), reasons
+
+
+def _makers(group: Coupled | ChannelGroup, modules: Sequence[str]) -> list[str]:
+    """The layers whose outputs a group is, the root first."""
+    makers = {m.path for m in group.members if m.side == "out"} & set(modules)
+    root = group.root if isinstance(group, Coupled) else group.name
+    return [root, *(name for name in modules if name in makers - {root})]
 
 
 def _held_by(found: Coupled, whole: set[str]) -> str:
