@@ -75,8 +75,8 @@ CONVENIENCES = {
 
 AT_IMPORT = {
     "torch": ("_checkpoints", "_torchvision", "predictor/mlp", "predictor/transfer_learning",
-              "data", "supernet", "quantization", "hardware/layers", "tracing", "objective", "collect",
-              "finishing", "baselines"),
+              "data", "supernet", "quantization", "hardware/layers", "tracing", "objective",
+              "collect", "finishing", "baselines"),
     "safetensors": ("_checkpoints", "predictor/mlp"),
     "optuna": ("_optuna", "storage", "sampler", "objective", "prediction", "report", "baselines",
                "confirming", "comparison"),

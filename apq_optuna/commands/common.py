@@ -96,10 +96,6 @@ def load_supernet(arguments: Any) -> Supernet:
     the study was begun with."""
     from apq_optuna.supernet import OnceForAllNet, load_net
 
-    if getattr(arguments, "model", None):
-        from apq_optuna.commands.models import net_of_model
-
-        return net_of_model(arguments)
     kind, _, name = str(arguments.run).rpartition(":")
     if kind != "pretrained":
         return load_net(str(arguments.run))

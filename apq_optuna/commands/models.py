@@ -10,6 +10,7 @@ from apq_optuna.commands.common import (
     budgets_of,
     cost_table,
     load_images,
+    load_supernet,
     program_path,
     run_folder,
     say,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from apq_optuna.hardware import CostTable
     from apq_optuna.networks import TracedFamily
     from apq_optuna.space import SearchSpace
-    from apq_optuna.supernet import PretrainedNet
+    from apq_optuna.supernet import PretrainedNet, Supernet
 
 RANDOM_NETWORKS = 20_000
 """Of which as many meet a budget."""
@@ -65,10 +66,15 @@ def run_folder_of_nobody() -> Any:
     return Path(tempfile.mkdtemp(prefix="apq-trace-"))
 
 
-def net_of_model(arguments: Any) -> PretrainedNet:
-    """The net of `--model`: that of the run's folder if it is there, else traced and put there."""
+def net_of(arguments: Any) -> Supernet:
+    """What a command works on: the run's supernet, or the model that `--model` names.
+
+    That is traced and put into the run's folder, unless it is there already.
+    """
     from apq_optuna.supernet import PretrainedNet, load_net
 
+    if not arguments.model:
+        return load_supernet(arguments)
     folder = run_folder(arguments)
     if (folder / FILE).exists():
         net = load_net(folder)

@@ -10,7 +10,6 @@ from apq_optuna.commands.common import (
     computing,
     ledger_of,
     load_images,
-    load_supernet,
     program_path,
     say,
     set_threads,
@@ -18,6 +17,7 @@ from apq_optuna.commands.common import (
     supernet_images,
     take_in_pairs,
 )
+from apq_optuna.commands.models import net_of
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
@@ -32,7 +32,7 @@ def train(arguments: Any) -> None:
     there = (Path(arguments.run) / "supernet.json").exists()
     own: Any = None
     if arguments.model or there:
-        own = load_supernet(arguments) if arguments.model else load_net(arguments.run)
+        own = net_of(arguments) if arguments.model else load_net(arguments.run)
     traced = isinstance(own, PretrainedNet)
     plan = TrainingPlan(
         epochs=arguments.epochs or (5.0 if traced else 20.0),
@@ -112,7 +112,7 @@ def collect(arguments: Any) -> None:
 
     set_threads(arguments)
     ledger_of(arguments)
-    supernet = load_supernet(arguments)
+    supernet = net_of(arguments)
     store = PairStore(storage_url(arguments), supernet=supernet)
     if arguments.import_file is not None:
         count = store.import_npz(arguments.import_file)

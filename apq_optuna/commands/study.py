@@ -16,7 +16,6 @@ from apq_optuna.commands.common import (
     cost_table,
     find_study,
     ledger_of,
-    load_supernet,
     program_path,
     quiet,
     run_folder,
@@ -27,6 +26,7 @@ from apq_optuna.commands.common import (
     supernet_images,
     take_in_pairs,
 )
+from apq_optuna.commands.models import net_of
 from apq_optuna.commands.predict import predict
 from apq_optuna.errors import InvalidArgumentError
 
@@ -63,7 +63,7 @@ def search(arguments: Any) -> None:
         return
     if arguments.enqueue is not None or arguments.into is not None:
         raise InvalidArgumentError("--enqueue and --into go with --predict-only")
-    supernet = load_supernet(arguments)
+    supernet = net_of(arguments)
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)

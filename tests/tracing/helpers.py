@@ -216,7 +216,7 @@ class Twice(Wired):
     def __init__(self) -> None:
         super().__init__(
             a=nn.Conv2d(3, 16, 3, 1, 1), b=nn.Conv2d(16, 16, 3, 1, 1), c=nn.Linear(16, 5)
-        )
+        )  # fmt: skip
         self.again = self.b
 
     def forward(self, x: Tensor) -> Tensor:
