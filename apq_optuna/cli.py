@@ -338,6 +338,8 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "check board.csv --preset cifar10",
     )
     check.add_argument("table", type=Path, help="FILE.json or FILE.csv")
+    check.add_argument("--measure", type=int, metavar="K",
+                       help="measure K of the layers that were interpolated")  # fmt: skip
     options.space(check)
     show = action(
         "show", "Draw what a layer costs against its channels and bits.",

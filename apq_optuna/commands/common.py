@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from apq_optuna._files import alone
 from apq_optuna._progress import follow, progress_bar
 from apq_optuna._threads import SharedCores
-from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.errors import InvalidArgumentError, SpaceError
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -283,7 +283,7 @@ def cost_table(
         return device.table(supernet.space)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"hardware-{file_name(device.name)}.json"
-    networks = CORRECTING_NETWORKS if device.runs_networks else 0
+    networks = CORRECTING_NETWORKS if runs_whole(device, supernet.space) else 0
     with alone(path):  # workers that start together: one measures, the others wait for it
         if path.exists():
             table = CostTable.load(path)
@@ -304,6 +304,18 @@ def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) ->
     now = json.loads(json.dumps(device.provenance() | {"space": space.hash}, default=str))
     differing = [name for name in now if table.provenance.get(name) != now[name]]
     return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
+
+
+def runs_whole(device: Device, space: SearchSpace) -> bool:
+    """Whether a device measures whole networks of a space: whose wiring is known."""
+    if not device.runs_networks:
+        return False
+    try:
+        space.decode(space.extreme(largest=False)[0]).steps()
+    except SpaceError as error:
+        say(f"note: {error}: latencies are sums of layers")
+        return False
+    return True
 
 
 def measured_table(

@@ -15,6 +15,7 @@ from apq_optuna.commands.common import (
     measured_table,
     program_path,
     run_folder,
+    runs_whole,
     say,
 )  # fmt: skip
 from apq_optuna.errors import InvalidArgumentError
@@ -65,13 +66,15 @@ def _build(arguments: Any) -> None:
     if networks is not None and networks < 0:
         raise InvalidArgumentError(f"--networks {networks}: cannot be negative")
     if networks is None:
-        networks = CORRECTING_NETWORKS if device.runs_networks else 0
+        networks = CORRECTING_NETWORKS if runs_whole(device, space) else 0
     if networks and not device.runs_networks:
         raise InvalidArgumentError(
             f"--networks {networks}: {device.name!r} runs no whole networks"
         )
     if arguments.run:
         run_folder(arguments)  # the ledger is there
+    if device.rounds > 1:
+        say(_expected(device, space))
     table = measured_table(device, space, out, networks=networks, ledger=ledger)
     say(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s: {out}")
     source = f"--run {arguments.run}" if arguments.run else f"--preset {arguments.preset}"
@@ -103,9 +106,54 @@ def _check(arguments: Any) -> int:
     table = CostTable.load(arguments.table)
     say(f"{arguments.table}: {len(table.entries)} entries of {table.device!r}, "
         f"{', '.join(table.metric_names)}")  # fmt: skip
-    found = check_table(table, _space(arguments))
+    space = _space(arguments)
+    found = check_table(table, space)
     say(str(found))
+    if arguments.measure:
+        _measure_between(arguments, table, space)
     return 0 if found.usable else 1
+
+
+def _measure_between(arguments: Any, table: CostTable, space: SearchSpace) -> None:
+    """Says how far interpolated latencies are off, by measuring some of them."""
+    import numpy as np
+
+    from apq_optuna.hardware import find_device
+    from apq_optuna.hardware.tables.between import measured_errors
+
+    device = find_device(table.device)
+    errors = measured_errors(table, device, space, arguments.measure)
+    if not errors:
+        say("nothing of this table is interpolated")
+        return
+    shares = np.abs([error for _, error in errors])
+    for name, error in errors:
+        say(f"  {name}: interpolated {error:+.1%}")
+    say(
+        f"{len(errors)} of the interpolated layers measured on {table.device}: off by "
+        f"{np.median(shares):.1%} (median), {shares.max():.1%} (most)"
+    )
+
+
+def _expected(device: Device, space: SearchSpace) -> str:
+    """How many costs a measured table takes, and about how long, from a few of them."""
+    from apq_optuna.hardware.entries import needed_entries
+    from apq_optuna.hardware.tables.between import interpolated_sizes
+
+    needed = needed_entries(space, device.bits)
+    between = interpolated_sizes(space)
+    layers = sorted((layer for layer in needed if layer not in between), key=lambda k: k.macs)
+    started = time.perf_counter()
+    tried = [layers[0], layers[len(layers) // 2], layers[-1]]
+    for layer in tried:
+        device.costs(layer, needed[layer][-1:])
+    seconds = (time.perf_counter() - started) / len(tried) * len(layers) * device.rounds
+    entries = sum(map(len, needed.values()))
+    more = f", {len(between)} layers between measured ones are interpolated" * bool(between)
+    return (
+        f"{entries} entries: {len(layers)} layers are measured {device.rounds} times each, about "
+        f"{max(seconds / 60, 0.1):.1f} minutes{more}"
+    )
 
 
 def _show(arguments: Any) -> None:

@@ -31,8 +31,9 @@ from apq_optuna.hardware.costs import (
 from apq_optuna.hardware.devices.device import Device
 from apq_optuna.hardware.entries import fixed_widths, needed_entries
 from apq_optuna.hardware.files.rows import UNREADABLE, fault
+from apq_optuna.hardware.tables.between import interpolated, interpolated_sizes, layer_text
 from apq_optuna.hardware.tables.table import CostTable
-from apq_optuna.networks import ConvLayer
+from apq_optuna.networks import FLOAT_BITS, ConvLayer
 from apq_optuna.space import SearchSpace
 
 fcntl: ModuleType | None
@@ -58,16 +59,18 @@ def build_table(
     whole_number("rounds", device.rounds)
     _check_widths(device, space)
     needed = needed_entries(space, device.bits)
+    between = interpolated_sizes(space) if device.rounds > 1 else {}
     runs = {
-        layer: list(dict.fromkeys(device.executes(w, a) for w, a in pairs))
+        layer: list(dict.fromkeys(_executed(device, w, a) for w, a in pairs))
         for layer, pairs in needed.items()
+        if layer not in between
     }
     found: dict[tuple[int, ConvLayer, int, int], Cost] = {}
     # asked once: a device may count what it does in attributes of its own
     provenance = json.loads(json.dumps(device.provenance(), default=str))
     about = {"device": device.name, "space": space.hash, "made by": provenance}
     with _journal(journal, about, found) as file:
-        visits = _visits(list(needed), device.rounds)
+        visits = _visits(list(runs), device.rounds)
         for done, (turn, layer) in enumerate(visits):
             missing = [pair for pair in runs[layer] if (turn, layer, *pair) not in found]
             if missing:
@@ -88,15 +91,18 @@ def build_table(
                 report(done + 1, len(visits))
     entries: dict[Key, Cost] = {}
     spreads: dict[Key, float] = {}
-    for layer, pairs in needed.items():
-        for w, a in pairs:
-            run = device.executes(w, a)
+    for layer in runs:
+        for w, a in needed[layer]:
+            run = _executed(device, w, a)
             if device.rounds == 1:
                 entries[layer, w, a] = found[0, layer, *run]
                 continue
             rounds = [found[turn, layer, *run] for turn in range(device.rounds)]
             entries[layer, w, a], spreads[layer, w, a] = _summary(rounds)
-    made = {"created": datetime.date.today().isoformat(), "space": space.hash}
+    made: dict[str, Any] = {"created": datetime.date.today().isoformat(), "space": space.hash}
+    if between:
+        entries |= interpolated(entries, between, needed)
+        made["interpolated"] = [layer_text(layer) for layer in between]
     return CostTable(entries, device=device.name, provenance=provenance | made, spreads=spreads)
 
 
@@ -104,6 +110,7 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
     """Whether the device runs the fixed layers, and any width of the searched ones."""
     common = [b for b in space.bits if b in device.bits]
     fixed = fixed_widths(space)
+    fixed.discard(FLOAT_BITS)  # what is float runs at the widest there is
     if (space.bits and not common) or not fixed <= set(device.bits):
         raise MissingCostError(
             f"device {device.name!r} executes {list(device.bits)} bits: a table needs some of the "
@@ -112,11 +119,23 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
         )
     for site in space.networks.sites():
         for width in (site.w_bits, site.a_bits):
+            if width.bits == (FLOAT_BITS,):
+                continue
             if not set(width.bits) & set(device.bits):
                 raise MissingCostError(
                     f"device {device.name!r} executes {list(device.bits)} bits, and none of the "
                     f"{list(width.bits)} that {site.name} may have"
                 )
+
+
+def _executed(device: Device, w_bits: int, a_bits: int) -> tuple[int, int]:
+    """The widths that a layer runs at; one that stays float, at the widest where there is none."""
+    widest = max(device.bits)
+    w, a = (
+        widest if width == FLOAT_BITS and FLOAT_BITS not in device.bits else width
+        for width in (w_bits, a_bits)
+    )
+    return device.executes(w, a)
 
 
 def _plain(device: Device, answer: Cost) -> Cost:
