@@ -317,8 +317,8 @@ class TracedSubnet(Subnet):
             SpaceError: Always.
         """
         raise SpaceError(
-            f"{self.spec.name}: the wiring of a traced model is its own code: its networks are run "
-            "whole by no device here"
+            f"{self.spec.name}: the wiring of a traced model is its own code: no device runs its "
+            "networks whole"
         )
 
     def with_bits(self, bits: int) -> TracedSubnet:
