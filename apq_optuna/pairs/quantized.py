@@ -40,14 +40,6 @@ _protocols = sa.Table(
     *_owner_columns(),
     sa.Column("protocol", sa.String(200), nullable=False),
 )
-_predictors = sa.Table(
-    "apq_quantized_predictors",
-    _metadata,
-    *_owner_columns(),
-    sa.Column("fp32_pairs", sa.Integer, primary_key=True),
-    sa.Column("pairs", sa.Integer, primary_key=True),
-    sa.Column("packed", sa.LargeBinary(1 << 28), nullable=False),
-)
 
 
 class QuantizedPairs(PairRows):
@@ -62,7 +54,7 @@ class QuantizedPairs(PairRows):
         split: Hash of the data split.
     """
 
-    tables = Tables(_pairs, _protocols, _predictors)
+    tables = Tables(_pairs, _protocols)
 
     def __init__(self, url: str, space: SearchSpace, *, supernet: str, split: str) -> None:
         self.supernet, self.split = supernet, split

@@ -1,12 +1,12 @@
-"""Rows `<genotype, accuracy>` in tables of our own beside Optuna's, and predictors of them."""
+"""Rows `<genotype, accuracy>` in tables of our own beside Optuna's."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,9 +17,6 @@ from apq_optuna.errors import PairError
 from apq_optuna.networks import Genotypes
 from apq_optuna.space import SearchSpace
 from apq_optuna.storage import create_engine, once_tables_exist
-
-if TYPE_CHECKING:
-    from apq_optuna.predictor import AccuracyPredictor
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,10 @@ class Tables:
     Attributes:
         rows: With `key`, `genotype` and `accuracy`.
         protocols: With `protocol`.
-        predictors: With the numbers of pairs that each was fitted on, and `packed`.
     """
 
     rows: sa.Table
     protocols: sa.Table
-    predictors: sa.Table
 
 
 class PairRows:
@@ -199,37 +194,3 @@ class PairRows:
         query = sa.select(table.c.genotype).where(self._mine(table))
         known = {row[0] for row in self._read(query)}
         return np.array([packed not in known for packed in self._pack(genotypes)], bool)
-
-    # ------------------------------------------------------------------ predictors
-
-    def _fitted_once(
-        self,
-        space: SearchSpace,
-        counts: Mapping[str, int],
-        fit: Callable[[], AccuracyPredictor],
-    ) -> AccuracyPredictor:
-        """A predictor from the database, or what `fit` gives, which then is there.
-
-        Args:
-            space: The space whose features it takes.
-            counts: Columns with the numbers of pairs that it is fitted on; one of fewer gives way.
-            fit: Fits it.
-        """
-        from apq_optuna.predictor.mlp import AccuracyPredictor  # the one thing here with torch
-
-        table = self.tables.predictors
-        whose = sa.and_(self._mine(table), table.c.space == space.hash)
-        same = sa.and_(whose, *(table.c[name] == count for name, count in counts.items()))
-        if found := self._read(sa.select(table.c.packed).where(same)):
-            return AccuracyPredictor.from_bytes(found[0][0])
-        packed = fit().to_bytes(half=True)
-        row = {**self._owner(), "space": space.hash, **counts, "packed": packed}
-        outdated = sa.and_(
-            whose,
-            *(table.c[name] <= count for name, count in counts.items()),
-            sa.or_(*(table.c[name] < count for name, count in counts.items())),
-        )
-        with self._writing() as connection:
-            connection.execute(sa.delete(table).where(outdated))
-            connection.execute(self._insert_new(table), [row])
-        return AccuracyPredictor.from_bytes(packed)  # what the next worker will read

@@ -67,7 +67,7 @@ class PairStore(PairRows):
             supernet was trained on.
     """
 
-    tables = Tables(_pairs, _protocols, _predictors)
+    tables = Tables(_pairs, _protocols)
 
     def __init__(self, url: str, *, supernet: Supernet, split: str | None = None) -> None:
         self.supernet = supernet.weights_hash
@@ -130,15 +130,34 @@ class PairStore(PairRows):
 
         One fitted before keeps the seed and epochs it was fitted with.
         """
-        from apq_optuna.predictor.mlp import AccuracyPredictor
+        from apq_optuna.predictor.mlp import AccuracyPredictor  # the one thing here with torch
 
-        def fit() -> AccuracyPredictor:
-            predictor = AccuracyPredictor(
-                space.num_features, space.architecture_features, seed=seed
-            )
-            return predictor.fit(self.features(space, pairs), pairs.accuracies, epochs=epochs)
-
-        return self._fitted_once(space, {"pairs": len(pairs)}, fit)
+        where = sa.and_(
+            self._mine(_predictors),
+            _predictors.c.space == space.hash,
+            _predictors.c.pairs == len(pairs),
+        )
+        if found := self._read(sa.select(_predictors.c.packed).where(where)):
+            return AccuracyPredictor.from_bytes(found[0][0])
+        predictor = AccuracyPredictor(space.num_features, space.architecture_features, seed=seed)
+        predictor.fit(self.features(space, pairs), pairs.accuracies, epochs=epochs)
+        packed = predictor.to_bytes(half=True)
+        row: dict[str, object] = {
+            "supernet": self.supernet,
+            "split": self.split,
+            "space": space.hash,
+            "pairs": len(pairs),
+            "packed": packed,
+        }
+        outdated = sa.and_(
+            self._mine(_predictors),
+            _predictors.c.space == space.hash,
+            _predictors.c.pairs < len(pairs),
+        )
+        with self._writing() as connection:
+            connection.execute(sa.delete(_predictors).where(outdated))
+            connection.execute(self._insert_new(_predictors), [row])
+        return AccuracyPredictor.from_bytes(packed)  # what the next worker will read
 
     def fp32_scorer(
         self, space: SearchSpace, pairs: Pairs
