@@ -169,7 +169,7 @@ class _Start:
         first = None if self.fp32 is None else fp32_trend(self.space, self.fp32)
         if first is None or self.calibrated is None:
             return first
-        return calibrated_trend(first, self.calibrated, self._accuracies)
+        return calibrated_trend(first, self.calibrated, self._accuracies, unit=TREND_UNIT)
 
     def process(self) -> Process:
         """A process over that trend."""

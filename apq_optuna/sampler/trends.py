@@ -43,7 +43,7 @@ out once for all that need them."""
 LOSS = 0.03
 """Accuracy that 2 bits of one kind are first guessed to cost, everywhere."""
 
-RECOVERED = 0.08
+LEFT = 0.3
 """First guess of what finetuning leaves of a difference that calibration makes, as a share."""
 
 SHRINKAGE = 4.0
@@ -138,16 +138,19 @@ def fp32_trend(space: SearchSpace, fp32: Score) -> Trend:
     return trend
 
 
-def calibrated_trend(first: Trend, opinion: Trend, accuracies: Floats) -> LearnedTrend:
+def calibrated_trend(
+    first: Trend, opinion: Trend, accuracies: Floats, *, unit: float
+) -> LearnedTrend:
     """A first part, and what accuracies right after calibration say beyond it.
 
     Args:
         first: What is expected without them.
         opinion: What they expect, in standard units.
         accuracies: c, `(n,)`.
+        unit: Deviation from the trend before any trial is seen.
     """
-    guess = RECOVERED * float(np.std(accuracies))
-    return LearnedTrend([opinion], [1.0], unit=guess, first=first, guess=np.array([guess]))
+    guess = np.array([LEFT * float(np.std(accuracies))])
+    return LearnedTrend([opinion], [1.0], unit=unit / RESIDUAL, first=first, guess=guess)
 
 
 def remembered(trend: Trend) -> Trend:
