@@ -29,6 +29,7 @@ _HOMES = {
     "Subnet": "networks",
     "TrainingPlan": "supernet",
     "collect_pairs": "collect",
+    "collect_quantized_pairs": "collect",
     "confirm": "confirming",
     "finish": "finishing",
     "layers_of": "hardware",
@@ -72,6 +73,7 @@ __all__ = [
     "Subnet",
     "TrainingPlan",
     "collect_pairs",
+    "collect_quantized_pairs",
     "confirm",
     "finish",
     "hardware",
@@ -88,7 +90,7 @@ __all__ = [
 if TYPE_CHECKING:
     from apq_optuna import hardware
     from apq_optuna.baselines import AMCSampler, HAQSampler, search_architecture
-    from apq_optuna.collect import collect_pairs
+    from apq_optuna.collect import collect_pairs, collect_quantized_pairs
     from apq_optuna.confirming import confirm
     from apq_optuna.data import ImageData, load_data
     from apq_optuna.errors import ApqError

@@ -27,7 +27,7 @@ import optuna
 from optuna.trial import create_trial
 
 import apq_optuna as apq
-from apq_optuna.sampler.surrogate import GROWTH
+from apq_optuna.sampler.process import GROWTH
 
 SAMPLERS = ("ours", "ours, costs", "random", "NSGA-II", "TPE", "TPE multivariate", "GPSampler")
 

@@ -4,8 +4,9 @@
 
 Measures random quantized networks (a study in the run's database, gone on with), `--held` of them
 with a second seed besides. On those: the sampler's own surrogate and the paper's finetuned
-ensemble, each with the fp32 pairs and from scratch, and the fp32 predictor as it is. All are
-judged by the first measurement. `one by the other` is how well one measurement orders another of
+ensemble, each with the fp32 pairs and from scratch, and the fp32 predictor as it is. Where the
+database has calibrated pairs (`collect --quantized`), the surrogate with both, too. All are judged
+by the first measurement. `one by the other` is how well one measurement orders another of
 the same networks; `perfect` what a predictor that knew every network's mean would reach, from the
 two seeds: spread and noise, both normal.
 """
@@ -22,8 +23,9 @@ from _machine import describe
 
 import apq_optuna as apq
 from apq_optuna.predictor import AccuracyPredictor, pairwise_accuracy, transfer
-from apq_optuna.sampler.sources import surrogate_of
+from apq_optuna.sampler.sources import calibrated_rows
 from apq_optuna.sampler.surrogate import Surrogate
+from apq_optuna.sampler.trends import Earlier, Score
 
 SIZES = (0, 5, 10, 20, 40, 80)
 
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--finetune-rate", type=float, default=1e-3)
+    parser.add_argument("--images", type=int, help="search-validation images of a network")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     describe()
@@ -58,7 +61,7 @@ def main() -> None:
     data = apq.load_data(arguments.data or str(net.data_info["name"]))
     space, store = net.space, apq.PairStore(url, supernet=net)
     options = apq.FinetuneOptions(steps=arguments.steps, learning_rate=arguments.finetune_rate)
-    objective = apq.Objective(net, data, finetune=options)
+    objective = apq.Objective(net, data, finetune=options, images=arguments.images)
     study = optuna.create_study(
         study_name="transfer curve", storage=apq.open_storage(url), direction="maximize",
         sampler=optuna.samplers.RandomSampler(seed=7), load_if_exists=True,
@@ -80,9 +83,11 @@ def main() -> None:
     spread = float(np.sqrt(max(target.var(ddof=1) - noise**2, 1e-12)))
     ceiling = perfect(spread, noise)
     one = pairwise_accuracy(target, second)
-    print(f"{len(held)} held-out networks: accuracy {target.mean():.4f}, spread {spread:.4f}, "
-          f"noise {noise:.4f} ({noise / spread:.2f}); one by the other {one:.3f}, perfect "
-          f"{ceiling:.3f}; {len(store)} fp32 pairs")  # fmt: skip
+    print(
+        f"{len(held)} held-out networks: accuracy {target.mean():.4f}, spread {spread:.4f}, noise "
+        f"{noise:.4f} ({noise / spread:.2f}); one by the other {one:.3f}, perfect {ceiling:.3f}; "
+        f"{len(store)} fp32 pairs, {len(store.quantized())} calibrated ones"
+    )
     features = space.features(genotypes)
     pairs = store.load()
     fp32 = store.fp32_predictor(space, pairs)
@@ -94,19 +99,20 @@ def main() -> None:
     )
     print(f"fp32 predictor unchanged: {unchanged:.3f}")
 
-    def surrogate(x: np.ndarray, y: np.ndarray, sources: list[apq.PairStore]) -> np.ndarray:
-        model = (
-            surrogate_of(space, sources, name="accuracy", index=0, maximise=True)
-            if sources
-            else Surrogate(space, maximise=True)
-        )
-        return model.refresh(x, y).predict(genotypes[held])[0]
+    scorer = store.fp32_scorer(space, pairs)
+    calibrated = calibrated_rows(space, store)
+
+    def surrogate(
+        x: np.ndarray, y: np.ndarray, score: Score | None, beside: Earlier | None = None
+    ) -> float:
+        model = Surrogate(space, fp32=score, calibrated=beside, maximise=True).refresh(x, y)
+        return pairwise_accuracy(target, model.predict(genotypes[held])[0])
 
     figures: dict[str, object] = {
         "spread": spread, "noise": noise, "one by the other": one, "perfect": ceiling,
         "fp32": unchanged, "curve": {},
     }  # fmt: skip
-    names = ("surrogate", "from scratch", "ensemble", "from scratch ")
+    names = ("surrogate", "with calibrated", "from scratch", "ensemble", "from scratch ")
     print(f"{'pairs':>6} " + " ".join(f"{name:>22}" for name in names))
     for n in SIZES:
         if n > len(pool):
@@ -117,8 +123,9 @@ def main() -> None:
             x, y = genotypes[chosen], first[chosen]
             moved = transfer(fp32, features[chosen], y, replay=replay, seed=draw)
             row = [
-                pairwise_accuracy(target, surrogate(x, y, [store])),
-                pairwise_accuracy(target, surrogate(x, y, [])) if n else np.nan,
+                surrogate(x, y, scorer),
+                surrogate(x, y, scorer, calibrated) if calibrated is not None else np.nan,
+                surrogate(x, y, None) if n else np.nan,
                 pairwise_accuracy(target, moved.predict(features[held])[0]),
                 np.nan,
             ]
@@ -127,7 +134,7 @@ def main() -> None:
                     space.num_features, space.architecture_features, seed=draw
                 )
                 alone.fit(features[chosen], y, epochs=200)
-                row[3] = pairwise_accuracy(target, alone.predict(features[held])[0])
+                row[4] = pairwise_accuracy(target, alone.predict(features[held])[0])
             rows.append(row)
         table = np.array(rows)
         cells = [f"{np.median(c):.3f} ({c.min():.3f}-{c.max():.3f})" for c in table.T]

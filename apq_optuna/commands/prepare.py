@@ -1,8 +1,10 @@
-"""Training a supernet and collecting its fp32 pairs."""
+"""Training a supernet and collecting its pairs."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +110,11 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
 
 def collect(arguments: Any) -> None:
     from apq_optuna.collect import images_of, protocol_of
+    from apq_optuna.errors import InvalidArgumentError
     from apq_optuna.pairs import PairStore
 
+    if arguments.quantized < 0:
+        raise InvalidArgumentError(f"--quantized {arguments.quantized}: cannot be negative")
     set_threads(arguments)
     ledger_of(arguments)
     supernet = net_of(arguments)
@@ -124,6 +129,8 @@ def collect(arguments: Any) -> None:
     if protocol := take_in_pairs(arguments, store, asked):
         images = images_of(protocol)  # new pairs have to compare with those
     collect_pairs_of(arguments, supernet, data, store, arguments.pairs, images, arguments.workers)
+    if arguments.quantized:
+        _collect_quantized(arguments, supernet, data, store)
     if arguments.export is not None:
         say(f"exported to {store.export_npz(arguments.export)}")
     say(f"next: {program_path()} search --run {arguments.run}")
@@ -137,15 +144,7 @@ def collect_pairs_of(
     from apq_optuna.supernet.training import resolve_device
 
     supernet.to(resolve_device(arguments.device))
-    with ledger_of(arguments).task(
-        "collect", subject=str(arguments.run), scope="shared", units="pairs",
-        device=computing(arguments), threads=workers if workers > 1 else None,
-    ) as entry:  # fmt: skip
-        entry.units_done, entry.units_total = 0, pairs
-
-        def told(done: int, accuracy: float) -> None:
-            entry.units_done = done
-
+    with _collecting(arguments, "pairs", pairs, workers) as told:
         collect_pairs(
             supernet, data, store, pairs, seed=arguments.seed, images=images, workers=workers,
             report=told, progress=True,
@@ -158,6 +157,43 @@ def collect_pairs_of(
     if len(found) >= 50:
         _say_predictor(supernet, store)
     supernet.to("cpu")
+
+
+def _collect_quantized(arguments: Any, supernet: Supernet, data: ImageData, store: Any) -> None:
+    from apq_optuna.collect import collect_quantized_pairs
+    from apq_optuna.supernet.training import resolve_device
+
+    supernet.to(resolve_device(arguments.device))
+    with _collecting(arguments, "quantized pairs", arguments.quantized, arguments.workers) as told:
+        collect_quantized_pairs(
+            supernet, data, store, arguments.quantized, seed=arguments.seed,
+            images=arguments.images, workers=arguments.workers, report=told, progress=True,
+        )  # fmt: skip
+    found = store.quantized().load().accuracies
+    accuracies = (
+        f": accuracy {found.min():.4f} to {found.max():.4f}, mean {found.mean():.4f}"
+        if len(found)
+        else ""
+    )
+    say(f"{len(found)} quantized pairs, calibrated and not finetuned, in {store.url}{accuracies}")
+    supernet.to("cpu")
+
+
+@contextlib.contextmanager
+def _collecting(
+    arguments: Any, units: str, total: int, workers: int
+) -> Iterator[Callable[[int, float], None]]:
+    """An entry of the ledger; gives what is to be called after each of its units."""
+    with ledger_of(arguments).task(
+        "collect", subject=str(arguments.run), scope="shared", units=units,
+        device=computing(arguments), threads=workers if workers > 1 else None,
+    ) as entry:  # fmt: skip
+        entry.units_done, entry.units_total = 0, total
+
+        def told(done: int, accuracy: float) -> None:
+            entry.units_done = done
+
+        yield told
 
 
 def _say_predictor(supernet: Supernet, store: Any) -> None:

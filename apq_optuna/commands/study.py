@@ -154,9 +154,11 @@ def run_study(
     if arguments.command == "search":
         set_study_attribute(study, "hardware", arguments.hardware)
     done = completed_trials(study)
+    calibrated = len(store.quantized())
+    quantized = f" and {calibrated} quantized" if calibrated else ""
     say(
         f"study {study_name!r} in {url}: {done} of {arguments.trials} trials done, "
-        f"{len(store)} fp32 pairs, device {costs.device}"
+        f"{len(store)} fp32{quantized} pairs, device {costs.device}"
     )
     if running := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(False)):
         say(

@@ -32,6 +32,9 @@ _logger = get_logger("apq_optuna.sampler")
 FEWEST_PAIRS = 10
 """Fewer fp32 pairs than this teach nothing worth transferring."""
 
+FEWEST_QUANTIZED = 50
+"""Fewer quantized pairs than this are not asked: they would mislead later more than help first."""
+
 
 def is_pairs(source: object) -> TypeGuard[PairStore]:
     """Whether a source holds fp32 pairs; asked without loading the database's packages."""
@@ -63,7 +66,7 @@ def surrogate_of(
         PairError: Pairs of another space.
         StudyMismatchError: A study without trials in this space.
     """
-    fp32 = None
+    fp32 = calibrated = None
     measured = dict(measured or {})
     for source in sources:
         if is_pairs(source):
@@ -71,6 +74,7 @@ def surrogate_of(
             pairs = source.load()
             if len(pairs) >= FEWEST_PAIRS:
                 fp32 = source.fp32_scorer(space, pairs)
+                calibrated = calibrated_rows(space, source)
                 continue
             tell(
                 f"source: {len(pairs)} fp32 pairs of supernet {source.supernet} in {source.url}, "
@@ -82,7 +86,15 @@ def surrogate_of(
         if isinstance(source, Study)
         and (found := earlier_rows(space, source, name, index, maximise, measured)) is not None
     ]
-    return Surrogate(space, fp32=fp32, earlier=earlier, maximise=maximise)
+    return Surrogate(space, fp32=fp32, calibrated=calibrated, earlier=earlier, maximise=maximise)
+
+
+def calibrated_rows(space: SearchSpace, source: PairStore) -> Earlier | None:
+    """Quantized pairs of a space, calibrated and not finetuned; None where there are too few."""
+    pairs = source.quantized(space).load()
+    if len(pairs) < FEWEST_QUANTIZED:
+        return None
+    return Earlier(space, pairs.genotypes, pairs.accuracies)
 
 
 def earlier_rows(

@@ -9,6 +9,8 @@ Notation:
 The trend is 0 where nothing is known. With fp32 pairs it is the fp32 predictor's accuracy less a
 first guess of what quantization costs, and the process sees, beside the decisions, the fp32
 accuracy and the quantization noise of the policy (`Coordinates.noise`), and no main effects.
+With quantized pairs, which are calibrated and not finetuned, a process of their own says what they
+expect of a network, and that is part of the trend and a column, too (`trends.calibrated_trend`).
 Earlier studies are learned by processes of their own, and their means make the trend of an
 informed process (`trends`). Once there are trials to judge it by, it is averaged with one that
 does without, half and half, or less the worse it explains them: what holds of most of the space
@@ -18,39 +20,34 @@ need not hold of the best, and evidence tells that late.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from apq_optuna.networks import Genotypes
-from apq_optuna.predictor import AveragedProcess, GaussianProcess, averaged
+from apq_optuna.predictor import averaged
+from apq_optuna.sampler.process import Process
 from apq_optuna.sampler.trends import (
     Earlier,
     LearnedTrend,
     Score,
     Trend,
+    calibrated_trend,
     fp32_trend,
     normal_scores,
+    remembered,
 )
-from apq_optuna.space import Coordinates, Effects, SearchSpace
+from apq_optuna.space import SearchSpace
 
 Floats = NDArray[np.floating]
 
 MAX_ROWS = 224
 """A process keeps at most this many rows: half the latest, half the best."""
 
-GROWTH = 1.15
-"""Scales are found anew once there are this many times the rows of the last time."""
-
-EVERY_FIT = 100
-"""Up to this many rows they are found anew at every row."""
-
-TREND_UNIT, TREND_ROWS = 0.03, 4.0
-"""Deviation from the fp32 trend before any trial is seen, and the rows that this is worth."""
+TREND_UNIT = 0.03
+"""Deviation from the fp32 trend before any trial is seen."""
 
 FEWEST_TO_JUDGE = 6
 """Own trials before a source is judged by them; until then it is believed."""
@@ -61,144 +58,6 @@ LEAST_TRUST = 0.01
 LARGEST = 1e120
 """Beyond it the square of a value, or a volume of several, is more than a float holds."""
 
-NETWORK_NOISE = (-3.0, 1.0)
-"""Prior of the log noise variance where values are measured on images."""
-
-
-class Points:
-    """Genotypes as columns and as features of main effects, worked out once for all objectives."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        self.coordinates, self.effects = Coordinates(space), Effects(space)
-        self._last: tuple[weakref.ref[Genotypes], tuple[Floats, Floats]] | None = None
-
-    def __call__(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
-        """`(n, C)` with the noise of each kind of bits first, and `(n, F)`."""
-        last = self._last  # read once: other threads may be asking, too
-        if last is not None and last[0]() is genotypes:
-            return last[1]
-        columns = self.coordinates(genotypes)
-        if self.coordinates.kinds:
-            columns = np.concatenate([self.coordinates.noise(genotypes), columns], axis=1)
-        found = columns, self.effects(genotypes)
-        self._last = weakref.ref(genotypes), found
-        return found
-
-
-_points = lru_cache(maxsize=16)(Points)
-
-
-class Process:
-    """A Gaussian process over a trend.
-
-    Args:
-        space: The search space.
-        trend: t; None for none, values then tend to the mean of the rows.
-        fp32: The fp32 predictor behind the trend, if there is one.
-        unit: Deviation from the trend before any row is seen; a `LearnedTrend` has its own.
-        level: Whether the trend's level holds, too; if not, only its shape is taken.
-    """
-
-    def __init__(
-        self,
-        space: SearchSpace,
-        trend: Trend | None = None,
-        *,
-        fp32: Score | None = None,
-        unit: float | None = None,
-        level: bool = True,
-    ) -> None:
-        self.points = _points(space)
-        self.coordinates = self.points.coordinates
-        self.trend, self.fp32, self.unit = trend, fp32, unit
-        parts = [np.arange(self.coordinates.kinds + (fp32 is not None))]
-        network = space.family is not None
-        joint = GaussianProcess(
-            [part for part in (*parts, self.coordinates.groups) if len(part)],
-            zero_mean=trend is not None and level,
-            **({"noise": NETWORK_NOISE} if network else {}),
-        )
-        several = self.points.effects.groups
-        # one decision's main effect is all there is; and what fp32 accuracy tells of each decision
-        # the trend has already: on `digits` main effects of the rest only misled
-        if len(space.decisions) < 2 or fp32 is not None:
-            several = several[:0]
-        self.gp = AveragedProcess(joint, several)
-        self._fp32_scale = (0.0, 1.0)
-        self._fitted = 0
-
-    def _fp32(self, genotypes: Genotypes) -> Floats | None:
-        return self.fp32(genotypes) if self.fp32 is not None else None
-
-    def _columns(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
-        columns, effects = self.points(genotypes)
-        if fp32 is not None:
-            centre, scale = self._fp32_scale
-            columns = np.insert(columns, self.coordinates.kinds, (fp32 - centre) / scale, axis=1)
-        return columns, effects
-
-    def fit(
-        self,
-        genotypes: Genotypes,
-        y: Floats,
-        *,
-        total: int | None = None,
-        scales: bool = True,
-        measures: Floats | None = None,
-    ) -> Process:
-        """Learns rows `(n, D)` with finite values `(n,)`, chosen from `total`.
-
-        Args:
-            genotypes, y: The rows.
-            total: Of how many they were chosen.
-            scales: Whether scales are found anew when that is due.
-            measures: Of how many measurements each value is the mean, `(n,)`; by default 1.
-        """
-        n = len(y)
-        total = n if total is None else total
-        due = scales and (total <= EVERY_FIT or total >= GROWTH * self._fitted)
-        fp32 = self._fp32(genotypes)
-        if due:
-            self._fitted = total
-            if fp32 is not None and n:
-                self._fp32_scale = float(fp32.mean()), 4.0 * max(float(fp32.std()), 1e-3)
-        first_unit = self.unit
-        if isinstance(self.trend, LearnedTrend):
-            self.trend.learn(genotypes, fp32, y)
-            first_unit = self.trend.residual
-        f = y - self.trend(genotypes, fp32) if self.trend is not None else y
-        unit = None
-        if first_unit is not None:
-            off = f if self.gp.joint.zero_mean or not n else f - f.mean()
-            squares = float(off @ off) + TREND_ROWS * first_unit**2
-            unit = (squares / (n + TREND_ROWS)) ** 0.5
-        self.gp.fit(
-            *self._columns(genotypes, fp32), f, iterations=40 if due else 0, unit=unit,
-            measures=measures,
-        )  # fmt: skip
-        return self
-
-    def beside(self, genotypes: Genotypes, y: Floats, measures: Floats) -> Process:
-        """A copy that has learned other rows with the same scales and trend."""
-        other = copy.copy(self)
-        other.gp = copy.copy(self.gp)
-        other.gp.joint = copy.copy(self.gp.joint)
-        other.trend = copy.copy(self.trend)
-        return other.fit(genotypes, y, scales=False, measures=measures)
-
-    def predict(self, genotypes: Genotypes) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of `(q, D)` genotypes, both `(q,)`."""
-        return self._predict(genotypes, self._fp32(genotypes))
-
-    def _predict(self, genotypes: Genotypes, fp32: Floats | None) -> tuple[Floats, Floats]:
-        mean, std = self.gp.predict(*self._columns(genotypes, fp32))
-        return (mean if self.trend is None else mean + self.trend(genotypes, fp32)), std
-
-    def mean(self, genotypes: Genotypes, fp32: Floats | None = None) -> Floats:
-        """The mean alone: the trend of another process with the same fp32 predictor."""
-        known = self._fp32(genotypes) if fp32 is None else fp32
-        return self._predict(genotypes, known)[0]
-
 
 class Surrogate:
     """The model of one objective, taught by a study's trials.
@@ -206,6 +65,7 @@ class Surrogate:
     Args:
         space: The search space.
         fp32: An fp32 predictor of genotypes' accuracies `(n,)`, where quantized ones start from.
+        calibrated: Quantized pairs, calibrated and not finetuned; used beside an fp32 predictor.
         earlier: What earlier studies tell of it.
         maximise: Which side of the values is the good one; outliers on the other are drawn in.
     """
@@ -215,16 +75,16 @@ class Surrogate:
         space: SearchSpace,
         *,
         fp32: Score | None = None,
+        calibrated: Earlier | None = None,
         earlier: Sequence[Earlier] = (),
         maximise: bool = False,
     ) -> None:
         self.space, self.sign = space, 1.0 if maximise else -1.0
-        trend = None if fp32 is None else fp32_trend(space, fp32)
-        unit = None if fp32 is None else TREND_UNIT
-        self.alone = Process(space, trend, fp32=fp32, unit=unit)
+        start = _Start(space, fp32, calibrated)
+        self.alone = start.process()
         self.informed: Process | None = None
         if earlier:
-            self.informed = _over_earlier(space, trend, fp32, earlier, self.sign)
+            self.informed = _over_earlier(space, start, earlier, self.sign)
         self.trust = float(self.informed is not None)
         """Share of the informed process in what is predicted."""
         self._rows = -1.0
@@ -293,15 +153,41 @@ class Surrogate:
         return averaged(self.alone.predict(genotypes), informed, self.trust)
 
 
+class _Start:
+    """What is known beside earlier studies: fp32 pairs, and with them quantized ones."""
+
+    def __init__(self, space: SearchSpace, fp32: Score | None, calibrated: Earlier | None) -> None:
+        self.space, self.fp32 = space, fp32
+        self.calibrated: Trend | None = None
+        if fp32 is not None and calibrated is not None:
+            process = _in_standard_units(calibrated, 1.0)
+            self.calibrated = remembered(lambda genotypes, _: process.mean(genotypes))
+            self._accuracies = calibrated.values
+
+    def trend(self) -> Trend | None:
+        """A trend of its own for every process: one of quantized pairs learns."""
+        first = None if self.fp32 is None else fp32_trend(self.space, self.fp32)
+        if first is None or self.calibrated is None:
+            return first
+        return calibrated_trend(first, self.calibrated, self._accuracies, unit=TREND_UNIT)
+
+    def process(self) -> Process:
+        """A process over that trend."""
+        unit = None if self.fp32 is None else TREND_UNIT
+        return self.over(self.trend(), unit=unit)
+
+    def over(self, trend: Trend | None, *, unit: float | None, level: bool = True) -> Process:
+        """A process over another trend with the same columns."""
+        return Process(
+            self.space, trend, fp32=self.fp32, calibrated=self.calibrated, unit=unit, level=level
+        )
+
+
 def _over_earlier(
-    space: SearchSpace,
-    trend: Trend | None,
-    fp32: Score | None,
-    earlier: Sequence[Earlier],
-    sign: float,
+    space: SearchSpace, start: _Start, earlier: Sequence[Earlier], sign: float
 ) -> Process:
     """A process whose trend is what earlier studies taught."""
-    first, unit = trend, None
+    first, unit = start.trend(), None
     alike = [each for each in earlier if each.comparable]
     alike = [each for each in alike if each.space is alike[0].space]
     if alike:  # measured as here: their values are this study's, had it made the trials
@@ -310,16 +196,12 @@ def _over_earlier(
         y = clipped(np.concatenate([each.values for each in alike]))
         kept = most_telling(y * sign)
         genotypes, y = genotypes[kept], drawn_in(y[kept], sign)
-        measured = (
-            Process(space, trend, fp32=fp32, unit=TREND_UNIT if trend is not None else None)
-            if theirs is space
-            else Process(theirs)
-        ).fit(genotypes, y)
+        measured = (start.process() if theirs is space else Process(theirs)).fit(genotypes, y)
         first = _asked(space, theirs, measured)
         unit = max(float(np.std(y - measured.mean(genotypes))), 0.2 * float(np.std(y)), 1e-6)
     others = [each for each in earlier if not any(each is one for one in alike)]
     if not others:
-        return Process(space, first, fp32=fp32, unit=unit, level=False)
+        return start.over(first, unit=unit, level=False)
     spread = float(np.median([np.std(clipped(each.values)) for each in others]))
     learned = LearnedTrend(
         [_opinion(space, each, sign) for each in others],
@@ -327,15 +209,18 @@ def _over_earlier(
         unit=max(spread, 1e-6),
         first=first,
     )
-    return Process(space, learned, fp32=fp32, level=False)
+    return start.over(learned, unit=None, level=False)
 
 
 def _opinion(space: SearchSpace, earlier: Earlier, sign: float) -> Trend:
     """What an earlier study expects, in standard units."""
+    return _asked(space, earlier.space, _in_standard_units(earlier, sign))
+
+
+def _in_standard_units(earlier: Earlier, sign: float) -> Process:
     z = normal_scores(earlier.values)
     kept = most_telling(z * sign)
-    process = Process(earlier.space).fit(earlier.genotypes[kept], z[kept])
-    return _asked(space, earlier.space, process)
+    return Process(earlier.space).fit(earlier.genotypes[kept], z[kept])
 
 
 def _asked(space: SearchSpace, theirs: SearchSpace, process: Process) -> Trend:

@@ -7,22 +7,20 @@ use them.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.dialects import postgresql, sqlite
 
 from apq_optuna.errors import PairError
 from apq_optuna.networks import Genotypes
+from apq_optuna.pairs.quantized import QuantizedPairs
+from apq_optuna.pairs.rows import PairRows, Pairs, Tables
 from apq_optuna.space import SearchSpace
-from apq_optuna.storage import create_engine, once_tables_exist
 
 if TYPE_CHECKING:
     from apq_optuna.predictor import AccuracyPredictor
@@ -59,23 +57,7 @@ _protocols = sa.Table(
 FORMAT = "apq-pairs-1"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Rows of a store.
-
-    Attributes:
-        genotypes: `(n, D) int32`, canonical, bit-widths at their first choice.
-        accuracies: `(n,) float64` in [0, 1].
-    """
-
-    genotypes: Genotypes
-    accuracies: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.accuracies)
-
-
-class PairStore:
+class PairStore(PairRows):
     """fp32 pairs of one supernet in a database.
 
     Args:
@@ -85,132 +67,40 @@ class PairStore:
             supernet was trained on.
     """
 
+    tables = Tables(_pairs, _protocols)
+
     def __init__(self, url: str, *, supernet: Supernet, split: str | None = None) -> None:
-        self.url = url
-        self.space: SearchSpace = supernet.space
         self.supernet = supernet.weights_hash
         self.split = split or str(supernet.data_info.get("split_hash", ""))
-        self._open()
+        super().__init__(url, supernet.space)
 
     def _open(self) -> None:
-        self._engine = create_engine(self.url)
-        once_tables_exist(lambda: _metadata.create_all(self._engine))
-        decisions = self.space.decisions
-        self._kept = np.array([not decision.quantization for decision in decisions])
+        super()._open()
+        self._make_tables()
 
-    def __getstate__(self) -> dict[str, object]:
-        return {k: v for k, v in self.__dict__.items() if k != "_engine"}
+    def _owner(self) -> dict[str, str]:
+        return {"supernet": self.supernet, "split": self.split}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._open()
+    def _stored_decisions(self) -> NDArray[np.bool_]:
+        return np.array([not decision.quantization for decision in self.space.decisions])
 
     def __repr__(self) -> str:
         return f"PairStore({self.url!r}, supernet={self.supernet}, {len(self)} pairs)"
 
-    def _mine(self, table: sa.Table) -> sa.ColumnElement[bool]:
-        return sa.and_(table.c.supernet == self.supernet, table.c.split == self.split)
-
-    def __len__(self) -> int:
-        query = sa.select(sa.func.count()).select_from(_pairs).where(self._mine(_pairs))
-        with self._engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    @property
-    def protocol(self) -> str | None:
-        """How the pairs were measured; None before the first collection."""
-        query = sa.select(_protocols.c.protocol).where(self._mine(_protocols))
-        with self._engine.connect() as connection:
-            return connection.execute(query).scalar()
-
-    def agree(self, protocol: str) -> None:
-        """Notes how pairs are measured, or checks that it is how they were measured before.
-
-        Raises:
-            PairError: They were measured otherwise, so that accuracies would not compare.
-        """
-        row = {"supernet": self.supernet, "split": self.split, "protocol": protocol}
-        with self._engine.begin() as connection:
-            connection.execute(self._insert_new(_protocols), [row])
-        if (stored := self.protocol) != protocol:
-            raise PairError(
-                f"the pairs in {self.url} were measured with {stored}, not with {protocol}: "
-                "use the same numbers, or another database"
-            )
-
-    # ------------------------------------------------------------------ rows
-
-    def _pack(self, genotypes: Genotypes) -> list[bytes]:
-        """The architecture part of canonical rows, one byte a decision."""
-        rows = self.space.canonical(np.atleast_2d(genotypes))[:, self._kept].astype(np.uint8)
-        return [row.tobytes() for row in rows]
-
-    def add(self, genotypes: Genotypes, accuracies: NDArray[np.floating]) -> None:
-        """Adds pairs; an architecture that is there already keeps its accuracy.
+    def quantized(self, space: SearchSpace | None = None) -> QuantizedPairs:
+        """Pairs of quantized networks of this supernet and split, which are calibrated only.
 
         Args:
-            genotypes: `(n, D)`; bit-widths are ignored.
-            accuracies: `(n,)` in [0, 1].
+            space: The space with the bit-widths; by default the supernet's.
 
         Raises:
-            PairError: An accuracy outside [0, 1], or rows of another space.
+            PairError: `space` has another architecture part.
         """
-        accuracies = np.asarray(accuracies, float)
-        if genotypes.shape != (len(accuracies), len(self._kept)):
-            raise PairError(
-                f"genotypes have shape {genotypes.shape}; expected "
-                f"({len(accuracies)}, {len(self._kept)})"
-            )
-        if not ((accuracies >= 0) & (accuracies <= 1)).all():
-            raise PairError("accuracies must lie in [0, 1]")
-        if not len(accuracies):
-            return
-        rows = [
-            {
-                "supernet": self.supernet,
-                "split": self.split,
-                "key": hashlib.md5(packed, usedforsecurity=False).hexdigest(),
-                "genotype": packed,
-                "accuracy": accuracy,
-            }
-            for packed, accuracy in zip(self._pack(genotypes), accuracies.tolist(), strict=True)
-        ]
-        with self._engine.begin() as connection:
-            connection.execute(self._insert_new(_pairs), rows)
-
-    def _insert_new(self, table: sa.Table) -> sa.Insert:
-        """An insert that leaves rows with a known key alone."""
-        if self._engine.dialect.name == "sqlite":
-            return sqlite.insert(table).on_conflict_do_nothing()
-        if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        return sa.insert(table).prefix_with("IGNORE")
-
-    def load(self) -> Pairs:
-        """Every pair of this supernet and split, in a fixed order."""
-        query = (
-            sa.select(_pairs.c.genotype, _pairs.c.accuracy)
-            .where(self._mine(_pairs))
-            .order_by(_pairs.c.key)
+        if space is not None:
+            self.check_space(space)
+        return QuantizedPairs(
+            self.url, space or self.space, supernet=self.supernet, split=self.split
         )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query).all()
-        genotypes = np.zeros((len(rows), len(self._kept)), np.int32)
-        width = int(self._kept.sum())
-        packed = np.frombuffer(b"".join(row[0] for row in rows), np.uint8)
-        if packed.size != len(rows) * width:
-            raise PairError(
-                f"{self.url}: the pairs of supernet {self.supernet} are of another space"
-            )
-        genotypes[:, self._kept] = packed.reshape(len(rows), width)
-        return Pairs(genotypes, np.array([row[1] for row in rows], float))
-
-    def missing(self, genotypes: Genotypes) -> NDArray[np.bool_]:
-        """Which rows' architectures are not in the store yet, `(n,) bool`."""
-        query = sa.select(_pairs.c.genotype).where(self._mine(_pairs))
-        with self._engine.connect() as connection:
-            known = {row[0] for row in connection.execute(query)}
-        return np.array([packed not in known for packed in self._pack(genotypes)], bool)
 
     # ------------------------------------------------------------------ the fp32 predictor
 
@@ -247,10 +137,8 @@ class PairStore:
             _predictors.c.space == space.hash,
             _predictors.c.pairs == len(pairs),
         )
-        with self._engine.connect() as connection:
-            packed = connection.execute(sa.select(_predictors.c.packed).where(where)).scalar()
-        if packed is not None:
-            return AccuracyPredictor.from_bytes(packed)
+        if found := self._read(sa.select(_predictors.c.packed).where(where)):
+            return AccuracyPredictor.from_bytes(found[0][0])
         predictor = AccuracyPredictor(space.num_features, space.architecture_features, seed=seed)
         predictor.fit(self.features(space, pairs), pairs.accuracies, epochs=epochs)
         packed = predictor.to_bytes(half=True)
@@ -266,7 +154,7 @@ class PairStore:
             _predictors.c.space == space.hash,
             _predictors.c.pairs < len(pairs),
         )
-        with self._engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(sa.delete(_predictors).where(outdated))
             connection.execute(self._insert_new(_predictors), [row])
         return AccuracyPredictor.from_bytes(packed)  # what the next worker will read
