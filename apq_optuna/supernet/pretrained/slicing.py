@@ -227,7 +227,7 @@ def _sliced(
             found["bias"] = _take(own["bias"], 0, outputs)
         return found
     assert both is not None
-    return {name: _take(value, 0, both) if value.ndim else value for name, value in own.items()}
+    return {name: _take(value, 0, both) for name, value in own.items() if value.ndim}
 
 
 def _take(value: Tensor, dim: int, keep: Keep) -> Tensor:
