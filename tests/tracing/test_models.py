@@ -25,7 +25,7 @@ SIDES = {"inception_v3": 96, "vit_b_16": 224, "googlenet": 64}
 def test_torchvision(name: str) -> None:
     torch.manual_seed(0)
     side = SIDES.get(name, 64)
-    space = check(build_model(f"torchvision:{name}", 10), (3, side, side))
+    space = check(build_model(f"torchvision:{name}", 10), (3, side, side), random=1)
     assert len(channels(space)) == TORCHVISION[name]
     explained(family_of(space))
 
@@ -34,12 +34,12 @@ def test_torchvision(name: str) -> None:
     ("name", "groups"),
     [
         ("tf_efficientnet_lite0", 24), ("mobilenetv3_small_050", 26), ("ghostnet_050", 31),
-        ("rexnet_100", 31), ("ese_vovnet19b_dw", 23), ("nf_regnet_b0", 16),
+        ("rexnet_100", 31), ("ese_vovnet19b_dw", 23),
     ],
 )  # fmt: skip
 def test_timm(name: str, groups: int) -> None:
     torch.manual_seed(0)
-    space = check(build_model(f"timm:{name}", 10), (3, 64, 64))
+    space = check(build_model(f"timm:{name}", 10), (3, 64, 64), random=1)
     assert len(channels(space)) == groups
     explained(family_of(space))
 
