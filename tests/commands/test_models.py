@@ -1,0 +1,127 @@
+"""The command line with a model of one's own, from `trace` to the finished network."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import apq_optuna as apq
+from apq_optuna.cli import main
+from tests.tracing.helpers import Residual, trained_like
+
+MODEL = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.tracing.helpers import Residual
+
+def build(num_classes):
+    return Residual(num_classes, in_channels=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mine")
+    root = str(Path(__file__).resolve().parents[2])
+    (path / "my_model.py").write_text(MODEL.format(root=root))
+    torch.manual_seed(0)
+    model = trained_like(Residual(in_channels=1))
+    save_file(model.state_dict(), path / "mine.safetensors")
+    torch.save(model.state_dict(), path / "mine.pt")
+    return path
+
+
+class Shell:
+    """Commands in a folder of one's own."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+
+    def __call__(self, words: Sequence[str], status: int = 0) -> str:
+        found = main(words)
+        out, err = self._capsys.readouterr()
+        assert found == status, err
+        return out if status == 0 else err
+
+
+@pytest.fixture
+def run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return Shell(folder, capsys)
+
+
+MINE = ("--model", "my_model:build", "--weights", "mine.safetensors", "--data", "digits")
+
+
+def test_the_whole_job(run: Shell, folder: Path) -> None:
+    said = run(["trace", *MINE, "--hardware", "bitfusion-small", "--run", "runs/mine",
+                        "--budget", "latency_ms=0.01"])  # fmt: skip
+    assert "4 groups of channels and 14 decisions" in said
+    assert (
+        "smallest, 4 bits" in said and "of 20,000 random networks meet latency_ms <= 0.01" in said
+    )
+    said = run(["train", "--run", "runs/mine", "--epochs", "1", "--batch-size", "64"])
+    assert "trained in" in said
+    said = run(["collect", "--run", "runs/mine", "--pairs", "60", "--images", "100"])
+    assert "60 fp32 pairs" in said and "fp32 predictor" in said
+    options = ["--run", "runs/mine", "--hardware", "bitfusion-small"]
+    said = run(["search", *options, "--trials", "5", "--steps", "2", "--images", "100"])
+    assert "Pareto front" in said and "uniform W4A4" in said
+    page = (folder / "runs/mine/search.html").read_text()
+    assert len(page) > 10_000
+    run(["report", "--run", "runs/mine", "--trial", "1"])
+    said = run(["search", *options, "--predict-only", "--max-latency-ms", "0.02"])
+    assert "predicted front" in said
+    said = run(["finetune", "--run", "runs/mine", "--epochs", "0.2", "--out", "done"])
+    assert 'apq_optuna.load_network("done", model=MODEL)' in said
+    network = apq.load_network(folder / "done", model=Residual(in_channels=1))
+    assert network.about["model"] == "my_model:build"
+    said = run(["ledger", "--run", "runs/mine"])
+    assert "search" in said
+    said = run(["trace", *MINE, "--run", "runs/mine"], status=2)
+    assert "has a network already" in said
+
+
+def test_a_search_traces_by_itself(run: Shell) -> None:
+    words = ["collect", *MINE, "--run", "runs/at-once", "--pairs", "2", "--images", "50"]
+    assert "traced in" in run(words)
+    assert "traced before" in run(words)
+    other = ["collect", "--model", "timm:resnet18", *MINE[2:], "--run", "runs/at-once"]
+    assert "holds another network" in run(other, status=2)
+
+
+def test_a_model_of_torchvision_before_any_image_is_needed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["trace", "--model", "torchvision:squeezenet1_1", "--classes", "5", "--input-size"]
+    assert main([*words, "64", "--bits", "4", "8", "--ignore", "features.12.*"]) == 0
+    said = capsys.readouterr().out
+    assert "features.0" in said and "nothing was kept" in said
+    assert "features.12" not in said.split("costs on")[0].split("always so")[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--weights", "mine.pt"], "is a pickle"),
+        (["--weights", "nowhere.safetensors"], "no such file"),
+        (["--classes", "7"], "the images have 10 classes"),
+        (["--keep", "0"], "shares above 0"),
+        (["--ignore", "nothing"], "no such module"),
+        (["--mean", "0.5", "0.5"], "1 numbers in [0, 1]"),
+        (["--budget", "watts=1"], "no cost of bitfusion"),
+        (["--model", "my_model:nothing"], "has no attribute"),
+    ],
+)
+def test_bad_input(run: Shell, words: Sequence[str], said: str) -> None:
+    assert said in run(["trace", *MINE, *words], status=2)
