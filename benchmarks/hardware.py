@@ -15,6 +15,8 @@ from _machine import best_of, describe
 from apq_optuna._torchvision import models
 from apq_optuna.hardware import CostTable, bitfusion, bitserial, cpu, layers_of
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet import PretrainedNet
+from apq_optuna.tracing import trace
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -65,6 +67,28 @@ for what, run in (
     run()
     print(f"peak memory of {what}: {tracemalloc.get_traced_memory()[1] / 2**20:.1f} MiB")
     tracemalloc.stop()
+for name in ("mobilenet_v2", "densenet121"):  # the second has layers of many sizes
+    model = models.get_model(name, weights=None).eval()
+    started = time.perf_counter()
+    traced = trace(model, (3, 224, 224))
+    traced_in = time.perf_counter() - started
+    started = time.perf_counter()
+    table = bitfusion().table(traced)
+    tabled_in = time.perf_counter() - started
+    started = time.perf_counter()
+    compiled = table.compile(traced)
+    compiled_in = time.perf_counter() - started
+    genotypes = traced.sample(50_000, np.random.default_rng(0))
+    seconds, median = best_of(lambda c=compiled, g=genotypes: c(g))
+    print(
+        f"{name}, traced in {traced_in:.1f} s ({len(traced.decisions)} decisions): "
+        f"{len(table.entries)} entries in {tabled_in:.2f} s, compiled in {compiled_in:.2f} s, "
+        f"50,000 genotypes in {seconds * 1e3:.1f} ms (median {median * 1e3:.1f})"
+    )
+    net = PretrainedNet(model, traced)
+    subnets = [traced.decode(row) for row in genotypes[:10]]
+    seconds, median = best_of(lambda n=net, s=subnets: [n.subnet(one) for one in s])
+    print(f"a network taken out of {name}: {seconds / 10:.3f} s (median {median / 10:.3f})")
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 print(f"peak memory of this process, torch included: {peak:.0f} MiB")
 for name in ("mobilenet_v2", "resnet18", "mobilenet_v3_large"):

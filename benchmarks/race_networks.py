@@ -1,4 +1,4 @@
-"""The race's problems that are networks: `digits`, and CIFAR-10 with the packaged supernet."""
+"""The race's problems that are networks: `digits`, CIFAR-10 by the packaged supernet, one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from race_base import Problem, Values
 
 import apq_optuna as apq
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet import Supernet
 
 
 class Remembered:
@@ -77,17 +78,34 @@ def cifar10(folder: Path, images: str) -> Problem:
     return Problem(**{**vars(problem), "trials": 60, "seeds": 3})
 
 
+def own(folder: Path, images: str) -> Problem:
+    """A traced model of one's own, as `studies/own_model.py` leaves it, in `OUT/own`."""
+    run = folder / "own"
+    if not (run / "supernet.json").exists():
+        raise SystemExit(f"own: {run} is to be a run's folder, such as studies/own_model.py makes")
+    net = apq.PretrainedNet.load(run)
+    told = net.data_info
+    data = apq.load_data(images, image_size=told["image_size"], mean=told["mean"], std=told["std"])
+    options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256)
+    costs = apq.hardware.bitfusion().table(net.space)
+    problem = _network(
+        run, net, data, costs, options, pairs=None, images=1500, url=f"sqlite:///{run}/apq.db"
+    )
+    return Problem(**{**vars(problem), "trials": 60, "seeds": 3})
+
+
 def _network(
     run: Path,
-    supernet: apq.OnceForAllNet,
+    supernet: Supernet,
     data: apq.ImageData,
     costs: apq.CostTable,
     options: apq.FinetuneOptions,
     *,
     pairs: int | None,
     images: int | None,
+    url: str | None = None,
 ) -> Problem:
-    store = apq.PairStore(f"sqlite:///{run}/pairs.db", supernet=supernet)
+    store = apq.PairStore(url or f"sqlite:///{run}/pairs.db", supernet=supernet)
     if pairs is not None:
         apq.collect_pairs(supernet, data, store, pairs)
     elif not len(store.load()):

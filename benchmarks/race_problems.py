@@ -14,7 +14,7 @@ import race_published as published
 from optuna.distributions import BaseDistribution
 from race_base import Problem, Values, minimised, plain, threads
 from race_invented import beam, drone, vessel
-from race_networks import cifar10, digits
+from race_networks import cifar10, digits, own
 from race_tuning import TUNING
 
 __all__ = [
@@ -52,8 +52,8 @@ def problem_of(name: str, folder: Path, images: str | None) -> Problem:
     if name == "digits":
         return digits(folder)
     if images is None:
-        raise SystemExit("cifar10: give its images with --images folder:PATH")
-    return cifar10(folder, images)
+        raise SystemExit(f"{name}: give its images with --images folder:PATH")
+    return own(folder, images) if name == "own" else cifar10(folder, images)
 
 
 def space_of(problem: Problem, trials: int = 200) -> Mapping[str, BaseDistribution]:
@@ -71,4 +71,4 @@ def space_of(problem: Problem, trials: int = 200) -> Mapping[str, BaseDistributi
     return {k: v for trial in study.trials for k, v in trial.distributions.items()}
 
 
-NAMES: Sequence[str] = (*SYNTHETIC, "digits", "cifar10", *TUNING)
+NAMES: Sequence[str] = (*SYNTHETIC, "digits", "cifar10", "own", *TUNING)

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", help=f"of {[*PEERS, OURS]} and variants of ours")
     parser.add_argument("--seeds", type=int, nargs="+", help="by default the problem's 3 or 5")
     parser.add_argument("--trials", type=int, help="by default the problem's or the peer's")
-    parser.add_argument("--images", help="folder:PATH, for cifar10")
+    parser.add_argument("--images", help="folder:PATH, for cifar10 and own")
     parser.add_argument("--out", type=Path, default=Path("runs/race"))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="repeat runs that are there")

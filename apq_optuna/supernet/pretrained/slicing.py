@@ -77,9 +77,10 @@ class Slicer:
             if all(c == family.groups[g].channels for c, g in zip(chosen, groups, strict=True)):
                 continue
             table = self._tables.get((key, chosen))
-            if table is None:  # worked out once for each choice
+            if table is None:
                 table = torch.from_numpy(np.flatnonzero(kept[places]))
-                self._tables[key, chosen] = table
+                if len(groups) == 1:  # of several there are too many choices to keep them all
+                    self._tables[key, chosen] = table
             found[key] = table
         return found
 
