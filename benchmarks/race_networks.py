@@ -1,4 +1,4 @@
-"""The race's problems that are networks: `digits`, CIFAR-10 by the packaged supernet, one's own."""
+"""The race's problems that are networks: `digits`, CIFAR-10's supernet, one's own model."""
 
 from __future__ import annotations
 
