@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
@@ -271,6 +272,12 @@ def _measure(
         for row in rows:
             yield row, _evaluate(supernet, data, row, settings)
         return
+    try:
+        ForkingPickler.dumps(supernet)
+    except Exception as error:  # whatever somebody's model has in it
+        raise InvalidArgumentError(
+            f"workers={workers}: the model cannot be sent to other processes ({error}); workers=1"
+        ) from error
     context = torch.multiprocessing.get_context("spawn")
     arguments = (supernet, data, settings)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:

@@ -30,11 +30,11 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
     model.load_state_dict({k: v for k, v in state.items() if "_fc" not in k}, strict=False)
     for module in model.modules():
         module.momentum = 0.1  # BatchNorm's own is too slow for a few epochs
-    steps, done = int(epochs * len(data.train) / 64), 0
+    steps, done, generator = int(epochs * len(data.train) / 64), 0, torch.Generator()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps + 1, pct_start=0.1)
     while done < steps:
-        for images, labels in data.training_batches(64, torch.Generator(), limit=steps - done):
+        for images, labels in data.training_batches(64, generator, limit=steps - done):
             loss = torch.nn.functional.cross_entropy(model(images), labels, label_smoothing=0.05)
             optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
             done += 1
@@ -53,6 +53,7 @@ if __name__ == "__main__":
     if not os.path.exists(weights):
         data = apq.load_data(a.data, image_size=a.size, mean=MEAN, std=STD)
         save_file(finetuned(data, a.epochs), weights)
+    if not os.path.exists(f"{a.run}/supernet.json"):
         how = ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--image-size", str(a.size)]
         main(["trace", *run, "--model", "own_model:build", "--weights", weights, *how])
     main(["collect", *run, "--pairs", str(a.pairs), "--images", "2000"])

@@ -98,7 +98,7 @@ def load_supernet(arguments: Any) -> Supernet:
 
     kind, _, name = str(arguments.run).rpartition(":")
     if kind != "pretrained":
-        return load_net(str(arguments.run))
+        return load_net(str(arguments.run), trusted=True)
     net = OnceForAllNet.load(name)
     begun_with = _supernet_of_study(arguments)
     if begun_with not in (None, net.weights_hash):

@@ -138,7 +138,7 @@ def _measure_between(arguments: Any, table: CostTable, space: SearchSpace) -> No
 def _expected(device: Device, space: SearchSpace) -> str:
     """How many costs a measured table takes, and about how long, from a few of them."""
     from apq_optuna.hardware.entries import needed_entries
-    from apq_optuna.hardware.tables.between import interpolated_sizes
+    from apq_optuna.hardware.tables.between import executed, interpolated_sizes
 
     needed = needed_entries(space, device.bits)
     between = interpolated_sizes(space)
@@ -146,7 +146,7 @@ def _expected(device: Device, space: SearchSpace) -> str:
     started = time.perf_counter()
     tried = [layers[0], layers[len(layers) // 2], layers[-1]]
     for layer in tried:
-        device.costs(layer, needed[layer][-1:])
+        device.costs(layer, [executed(device, *needed[layer][-1])])
     seconds = (time.perf_counter() - started) / len(tried) * len(layers) * device.rounds
     entries = sum(map(len, needed.values()))
     more = f", {len(between)} layers between measured ones are interpolated" * bool(between)
@@ -216,7 +216,7 @@ def _space(arguments: Any) -> SearchSpace:
         return SearchSpace.preset(arguments.preset)
     from apq_optuna.supernet import load_net
 
-    return load_net(str(arguments.run).removeprefix("pretrained:")).space
+    return load_net(str(arguments.run).removeprefix("pretrained:"), trusted=True).space
 
 
 def _device(arguments: Any, name: str | None = None) -> Device:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.commands.common import (
@@ -35,6 +38,8 @@ SHOWN = 60
 def trace(arguments: Any) -> None:
     """What is searched of a model, what stays whole, and what its networks cost."""
     set_threads(arguments)
+    if arguments.run is not None and not arguments.data:
+        raise InvalidArgumentError("--run needs --data: the images it is for")
     if arguments.run is not None and (run_folder(arguments, make=False) / FILE).exists():
         raise InvalidArgumentError(
             f"--run {arguments.run} has a network already; choose another folder"
@@ -44,8 +49,9 @@ def trace(arguments: Any) -> None:
     say(_decisions_table(net.space))
     for note in list(dict.fromkeys(_gathered(family.notes)))[:SHOWN]:  # type: ignore[union-attr]
         say(f"note: {note}")
-    folder = run_folder(arguments) if arguments.run is not None else run_folder_of_nobody()
-    costs = cost_table(arguments.hardware, net, folder)
+    with tempfile.TemporaryDirectory(prefix="apq-trace-") as nowhere:
+        folder = Path(nowhere) if arguments.run is None else run_folder(arguments)
+        costs = cost_table(arguments.hardware, net, folder)
     say(_costs_table(net.space, costs, budgets_of(arguments.budget)))
     if arguments.run is None:
         say(f"nothing was kept; with --run DIR: {program_path()} collect --run DIR comes next")
@@ -56,14 +62,6 @@ def trace(arguments: Any) -> None:
 
 
 FILE = "supernet.json"
-
-
-def run_folder_of_nobody() -> Any:
-    """Where nothing is to be kept."""
-    import tempfile
-    from pathlib import Path
-
-    return Path(tempfile.mkdtemp(prefix="apq-trace-"))
 
 
 def net_of(arguments: Any) -> Supernet:
@@ -77,11 +75,16 @@ def net_of(arguments: Any) -> Supernet:
         return load_supernet(arguments)
     folder = run_folder(arguments)
     if (folder / FILE).exists():
-        net = load_net(folder)
+        net = load_net(folder, trusted=True)
         if not isinstance(net, PretrainedNet) or net.source != arguments.model:
             raise InvalidArgumentError(
                 f"--model {arguments.model}: {folder} holds another network; choose another --run"
             )
+        for name, value in _how(arguments).items():
+            if value is not None and value != net.how.get(name):
+                raise InvalidArgumentError(
+                    f"--{name}: {folder} has this model traced otherwise; choose another --run"
+                )
         say(f"{arguments.model}: traced before, in {folder}")
         return net
     if not arguments.data:
@@ -92,10 +95,21 @@ def net_of(arguments: Any) -> Supernet:
     return net
 
 
+def _how(arguments: Any) -> dict[str, Any]:
+    """What the command line says of tracing, weights by what is in them; None where nothing."""
+    names = ("bits", "keep", "step", "ignore", "ends")
+    found = {name: getattr(arguments, name) for name in names}
+    if arguments.weights is not None and Path(arguments.weights).is_file():
+        digest = hashlib.sha256(Path(arguments.weights).read_bytes()).hexdigest()
+        found["weights"] = digest[:16]
+    return found
+
+
 def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
     """The model that the command line names, traced."""
     from apq_optuna.supernet import PretrainedNet
     from apq_optuna.supernet.pretrained.sources import (
+        LIBRARIES,
         build_model,
         fit_state,
         input_side_of,
@@ -121,13 +135,12 @@ def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
     model = build_model(arguments.model, classes)
     if weights is not None:
         fit_state(model, weights, arguments.weights)
-    elif not arguments.model.startswith("module"):
+    elif arguments.model.startswith(LIBRARIES):
         say("note: no --weights: those the model is made with are searched, random ones as a rule")
     started = time.perf_counter()
-    space = traced(
-        model, shape, bits=tuple(arguments.bits), keep=tuple(arguments.keep), step=arguments.step,
-        ignore=tuple(arguments.ignore), ends=arguments.ends, name=arguments.model,
-    )  # fmt: skip
+    said = {name: value for name, value in _how(arguments).items() if value is not None}
+    told = {name: value for name, value in said.items() if name != "weights"}
+    space = traced(model, shape, name=arguments.model, **told)
     family: Any = space.family
     if data is not None and family.num_classes != data.num_classes:
         raise InvalidArgumentError(
@@ -139,7 +152,7 @@ def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
         f"{arguments.model}: {layers} layers, {len(family.groups)} groups of channels and "
         f"{len(space.decisions)} decisions, traced in {time.perf_counter() - started:.1f} s"
     )
-    return PretrainedNet(model, space, data=data, source=arguments.model), data
+    return PretrainedNet(model, space, data=data, source=arguments.model, how=said), data
 
 
 def _decisions_table(space: SearchSpace) -> str:

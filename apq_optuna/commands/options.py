@@ -65,17 +65,17 @@ def model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
                        "--data")  # fmt: skip
     group.add_argument("--weights", type=Path, metavar="FILE.safetensors",
                        help="its trained weights, a state_dict")  # fmt: skip
-    group.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0],
-                       metavar="SHARE", help="shares of a layer's channels that may be kept "
-                       "(default: 0.25 0.5 0.75 1)")  # fmt: skip
-    group.add_argument("--step", type=int, default=8, metavar="CHANNELS",
+    group.add_argument("--keep", type=float, nargs="+", metavar="SHARE",
+                       help="shares of a layer's channels that may be kept (default: 0.25 0.5 "
+                       "0.75 1)")  # fmt: skip
+    group.add_argument("--step", type=int, metavar="CHANNELS",
                        help="counts of channels are multiples of it (default 8)")  # fmt: skip
-    group.add_argument("--bits", type=int, nargs="+", default=[4, 6, 8], metavar="BITS",
+    group.add_argument("--bits", type=int, nargs="+", metavar="BITS",
                        help="widths to choose from (default: 4 6 8)")  # fmt: skip
-    group.add_argument("--ignore", nargs="+", default=[], metavar="MODULE",
+    group.add_argument("--ignore", nargs="+", metavar="MODULE",
                        help="modules, or patterns such as 'features.0.*', that stay whole and at "
                        "8 bits")  # fmt: skip
-    group.add_argument("--ends", action="store_true",
+    group.add_argument("--ends", action="store_true", default=None,
                        help="search the widths of the first and the last layer, too")  # fmt: skip
     group.add_argument("--mean", type=float, nargs="+", metavar="X",
                        help="of each channel, of pixels in [0, 1], as the model was trained "

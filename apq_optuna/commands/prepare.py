@@ -34,13 +34,15 @@ def train(arguments: Any) -> None:
     there = (Path(arguments.run) / "supernet.json").exists()
     own: Any = None
     if arguments.model or there:
-        own = net_of(arguments) if arguments.model else load_net(arguments.run)
+        own = net_of(arguments) if arguments.model else load_net(arguments.run, trusted=True)
     traced = isinstance(own, PretrainedNet)
     plan = TrainingPlan(
-        epochs=arguments.epochs or (5.0 if traced else 20.0),
+        epochs=(5.0 if traced else 20.0) if arguments.epochs is None else arguments.epochs,
         minutes=arguments.minutes,
         batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate or (0.01 if traced else 0.08),
+        learning_rate=(0.01 if traced else 0.08)
+        if arguments.learning_rate is None
+        else arguments.learning_rate,
     )
     if traced:
         data = supernet_images(arguments, own)

@@ -119,6 +119,8 @@ class TracedFamily:
         groups: Searched groups of channels, in the order of their roots.
         traced: The layers in execution order.
         writes_input: Whether the model writes to the images it is given.
+        channels_last: Whether the model works on images laid out channels last, in which it
+            convolves faster; one that calls `view` on them does not.
         notes: What a trace had to say: what stays whole, and why. Not part of the value.
     """
 
@@ -129,6 +131,7 @@ class TracedFamily:
     groups: tuple[ChannelGroup, ...]
     traced: tuple[TracedLayer, ...]
     writes_input: bool = False
+    channels_last: bool = True
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -190,6 +193,7 @@ class TracedFamily:
                 tuple(_group(group) for group in description["groups"]),
                 tuple(_layer(layer) for layer in description["traced"]),
                 bool(description.get("writes_input", False)),
+                bool(description.get("channels_last", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SpaceError(f"not the description of a traced model: {error}") from error

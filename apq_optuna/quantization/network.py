@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError, SpaceError
-from apq_optuna.networks import FLOAT_BITS, PlacedLayer, Size, Subnet, read_family
+from apq_optuna.networks import FLOAT_BITS, PlacedLayer, Size, Subnet, as_pair, read_family
 from apq_optuna.quantization.quantizers import (
     SMALLEST_SCALE,
     calibrated_scale,
@@ -25,7 +25,6 @@ from apq_optuna.quantization.quantizers import (
 )
 from apq_optuna.supernet import ConvNorm, Slot, SubnetModule, module_of
 from apq_optuna.supernet.convolution import conv2d
-from apq_optuna.supernet.elastic import channels_last
 from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
 CALIBRATION_VALUES = 1 << 16
@@ -49,8 +48,16 @@ class QuantizedLayer(nn.Module):
         weight_scale: `(out, 1, ...)`, one step per output channel.
         activation_scale: `()`, one step for the input tensor; started by the first batch seen
             while `calibrating`.
+        in_channels, out_channels, kernel_size, in_features, out_features: Those of the layer that
+            it replaces, for a forward that looks.
         prepared: Its quantized weights, where those of all layers were quantized at once.
     """
+
+    in_channels: int
+    out_channels: int
+    in_features: int
+    out_features: int
+    kernel_size: tuple[int, ...]
 
     def __init__(
         self,
@@ -67,12 +74,18 @@ class QuantizedLayer(nn.Module):
         inner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
+        # dense, the first axis the slowest: what quantizes all at once relies on it
+        dense = weight.detach().clone(memory_format=torch.contiguous_format)
+        self.weight = nn.Parameter(dense)
         self.bias = nn.Parameter(bias.detach().clone())
         self.name, self.w_bits, self.a_bits = placed.name, placed.w_bits, placed.a_bits
         self.signed, self.relu = signed, relu
         self.stride, self.padding, self.groups = stride, padding, groups
         self.dilation = dilation
+        self._square = (
+            weight.ndim == 4 and weight.shape[2] == weight.shape[3] and dilation == 1
+            and isinstance(stride, int) and isinstance(padding, int)
+        )  # fmt: skip
         # not a submodule: it has no weights of its own
         self.__dict__["inner"] = inner
         self.weight_codes = code_range(min(self.w_bits, 16), signed=True)
@@ -108,8 +121,9 @@ class QuantizedLayer(nn.Module):
             y = _computed_by(inner, x, weight, self.bias)
         elif weight.ndim == 2:
             y = F.linear(x, weight, self.bias)
-        elif self.dilation == 1 and isinstance(self.stride, int) and isinstance(self.padding, int):
-            y = conv2d(x, weight, self.bias, self.stride, self.padding, self.groups)
+        elif self._square:
+            stride, padding = as_pair(self.stride)[0], as_pair(self.padding)[0]
+            y = conv2d(x, weight, self.bias, stride, padding, self.groups)
         else:
             y = F.conv2d(
                 x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
@@ -187,17 +201,9 @@ def _replaced(module: SubnetModule, layers: Sequence[PlacedLayer]) -> SubnetModu
         instead[id(original)] = _quantized(original, norm, placed, slot.signed)
         if norm is not None:
             instead[id(norm)] = _without_norm(norm)
-    kept: dict[int, Any] = {id(module.description): module.description}
-    for part in module.modules():
-        for child in part._modules.values():
-            if id(child) in instead:
-                kept[id(child)] = child  # not copied: replaced below
-    result = copy.deepcopy(module, kept)
-    for part in list(result.modules()):
-        for name, child in part._modules.items():
-            if id(child) in instead:
-                part._modules[name] = instead[id(child)]
-    channels_last(result)
+    kept: dict[int, Any] = {id(module.description): module.description, **instead}
+    result = copy.deepcopy(module, kept)  # the new layers wherever the old ones were
+    result.lay_out()
     return result
 
 
@@ -221,18 +227,23 @@ def _quantized(
     weight, bias = fold(original, norm)
     if isinstance(original, nn.Linear):
         inner = None if type(original).forward is nn.Linear.forward else original
-        return QuantizedLayer(weight, bias, placed, signed=signed, relu=False, inner=inner)
+        layer = QuantizedLayer(weight, bias, placed, signed=signed, relu=False, inner=inner)
+        layer.in_features, layer.out_features = original.in_features, original.out_features
+        return layer
     usual = (
         type(original).forward is nn.Conv2d.forward
         and original.padding_mode == "zeros"
         and not isinstance(original.padding, str)
     )
-    return QuantizedLayer(
+    layer = QuantizedLayer(
         weight, bias, placed, signed=signed, relu=False, stride=_size(original.stride),
         padding=0 if isinstance(original.padding, str) else _size(original.padding),
         groups=original.groups, dilation=_size(original.dilation),
         inner=None if usual else original,
     )  # fmt: skip
+    layer.in_channels, layer.out_channels = original.in_channels, original.out_channels
+    layer.kernel_size = original.kernel_size
+    return layer
 
 
 def _size(values: tuple[int, ...]) -> Size:

@@ -37,8 +37,12 @@ def save_supernet(net: OnceForAllNet, path: str | Path, *, half: bool = False) -
     return target
 
 
-def load_net(path: str | Path) -> OnceForAllNet | PretrainedNet:
+def load_net(path: str | Path, *, trusted: bool = False) -> OnceForAllNet | PretrainedNet:
     """Reads whatever a run's folder has: a once-for-all network, or a model of one's own.
+
+    Args:
+        path: The folder, or the name of a supernet that comes with the package.
+        trusted: Whether the factory `module:name` that it may name is imported and called.
 
     Raises:
         CheckpointError: Damaged, unsafe, or of another kind.
@@ -46,7 +50,7 @@ def load_net(path: str | Path) -> OnceForAllNet | PretrainedNet:
     folder = _folder(path)
     tensors, about = read_checkpoint(folder / "supernet.safetensors")
     if about.get("kind") == KIND:
-        return PretrainedNet.of_checkpoint(tensors, about, str(folder))
+        return PretrainedNet.of_checkpoint(tensors, about, str(folder), trusted=trusted)
     return load_supernet(path)
 
 

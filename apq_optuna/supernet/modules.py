@@ -9,6 +9,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,9 +43,13 @@ class Supernet(nn.Module, ABC):
         `recalibrate` before trusting its accuracy.
         """
 
-    @abstractmethod
     def save(self, path: str | Path) -> Path:
-        """Writes a checkpoint into a folder; returns its file."""
+        """Writes a checkpoint into a folder; returns its file.
+
+        Raises:
+            SpaceError: Nets of this kind have not said how.
+        """
+        raise SpaceError(f"a {type(self).__name__} does not say how it is saved")
 
     @property
     def device(self) -> str:
@@ -105,6 +110,10 @@ class SubnetModule(nn.Module, ABC):
         super().__init__()
         self.description = subnet
         self.about: dict[str, Any] = {}
+
+    def lay_out(self) -> None:
+        """Lays out weights as they convolve fastest."""
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
 
     @abstractmethod
     def layer_slots(self) -> Sequence[Slot]:

@@ -81,6 +81,13 @@ def check_data(net: Supernet, data: ImageData) -> None:
             f"data={data.name!r} has (image size, channels, classes) = {given}, "
             f"but the supernet was made for {wanted}"
         )
+    for what, now in (("mean", data.mean), ("std", data.std)):
+        used_to: Any = net.data_info.get(what)
+        if used_to is not None and not np.allclose(used_to, now, atol=1e-3):
+            raise DataError(
+                f"data={data.name!r} has {what} {[round(v, 4) for v in now]}, the supernet was "
+                f"made for {[round(v, 4) for v in used_to]}: load_data({what}=...)"
+            )
     trained_with = net.data_info.get("split_hash")
     if trained_with is not None and trained_with != data.split_hash:
         raise DataError(

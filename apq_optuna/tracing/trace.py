@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware.layers import image_shape
-from apq_optuna.networks import ChannelGroup, TracedFamily, TracedLayer
+from apq_optuna.networks import FLOAT_BITS, ChannelGroup, TracedFamily, TracedLayer
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet.pretrained.copies import own_copy
+from apq_optuna.supernet.pretrained.copies import lay_out, own_copy
 from apq_optuna.tracing.checking import checked
 from apq_optuna.tracing.dependencies import Coupled, coupled_channels
 from apq_optuna.tracing.watching import Call, Watched, logits_of, same_result, watch
@@ -78,7 +79,10 @@ def trace(
     tied = _tied(own)
     for group in tied:
         notes.append(f"{' and '.join(group)} share one weight: whole, each with codes of its own")
-    traced = _layers(seen, held, ends)
+    odd = {c.module for c in seen.calls if c.module and not _quantizable(own, c.module)}
+    for path in sorted(odd):
+        notes.append(f"{path} computes with its weights in a way of its own: whole and float")
+    traced = _layers(seen, held, odd, ends)
     family = TracedFamily(
         name or type(model).__name__,
         shape,
@@ -87,9 +91,10 @@ def trace(
         (),
         tuple(traced),
         seen.changed,
+        _takes_channels_last(own, shape),
     )
     modules = list(dict.fromkeys(call.module for call in seen.calls if call.module))
-    whole = held | {path for group in tied for path in group}
+    whole = held | odd | {path for group in tied for path in group}
     groups, reasons = _groups(own, shape, modules, whole, shares, step, traced[-1].module, notes)
     family, wrong = checked(own, replace(family, groups=tuple(groups)))
     makers = {group.name: _makers(group, modules) for group in groups}
@@ -124,29 +129,76 @@ def _seen(model: nn.Module, shape: tuple[int, int, int], notes: list[str]) -> Wa
     return seen
 
 
-def _layers(seen: Watched, held: set[str], ends: bool) -> list[TracedLayer]:
+def _quantizable(model: nn.Module, path: str) -> bool:
+    """Whether a layer is a convolution or product by its weight, and nothing more.
+
+    One with a forward of its own may pad in its own way, but what it gives has to grow as its
+    weight does; what standardises weights, or adds to them, is another function of them.
+    """
+    layer = model.get_submodule(path)
+    if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "parametrizations"):
+        return False
+    if type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward):
+        return True
+    if {name for name, _ in layer.named_parameters()} - {"weight", "bias"} or any(layer.buffers()):
+        return False
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    weight = layer.weight
+    if isinstance(layer, nn.Conv2d):
+        x = torch.randn(2, layer.in_channels, 16, 16)
+    else:
+        x = torch.randn(2, layer.in_features)
+    zero = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
+    try:
+        with torch.no_grad():
+            once, thrice = (
+                functional_call(layer, {"weight": weight * k, **zero}, (x,)) for k in (1.0, 3.0)
+            )
+    except Exception:  # whatever somebody's layer says of it
+        return False
+    return same_result(thrice, once * 3, 1e-5)
+
+
+def _takes_channels_last(model: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a model works with weights and images laid out channels last."""
+    images = torch.randn(2, *shape)
+    lay_out(model, last=True)
+    try:
+        with torch.no_grad():
+            model(images.contiguous(memory_format=torch.channels_last))
+            model(images)
+    except Exception:  # `view` on what is laid out otherwise
+        return False
+    finally:
+        lay_out(model, last=False)
+    return True
+
+
+def _layers(seen: Watched, held: set[str], odd: set[str], ends: bool) -> list[TracedLayer]:
     """The calls as layers with names of their own."""
     modules = [call.module for call in seen.calls if call.module]
     fixed = set(held) if ends else {*held, modules[0], modules[-1]}
+    fixed -= odd
     signed = {m: any(c.signed for c in seen.calls if c.module == m) for m in set(modules)}
     times: dict[str, int] = {}
     found = []
     for call in seen.calls:
-        base = call.module or ("model" if call.module in modules else "function")
+        base = call.module or "function"
         times[base] = times.get(base, 0) + 1
         name = base if times[base] == 1 and call.module else f"{base}#{times[base]}"
         found.append(
             TracedLayer(
                 name, call.module, call.layer, signed.get(call.module, True),
-                _fixed_width(call, fixed), seen.norms.get(call.module, ""),
+                _fixed_width(call, fixed, odd),
+                "" if call.module in odd else seen.norms.get(call.module, ""),
             )
         )  # fmt: skip
     return found
 
 
-def _fixed_width(call: Call, fixed: set[str]) -> int:
-    if not call.module:
-        return 32
+def _fixed_width(call: Call, fixed: set[str], odd: set[str]) -> int:
+    if not call.module or call.module in odd:
+        return FLOAT_BITS
     return END_BITS if call.module in fixed else 0
 
 
@@ -245,7 +297,7 @@ def counts(found: Coupled, shares: tuple[float, ...], step: int) -> tuple[int, .
 
 
 def _widths(bits: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(bits, int | str):
+    if isinstance(bits, int | str) or not isinstance(bits, Sequence):
         raise InvalidArgumentError(f"bits={bits!r}: give widths, such as (4, 6, 8)")
     widths = tuple(bits)
     if not widths or any(isinstance(b, bool) or not isinstance(b, int) for b in widths):
@@ -256,7 +308,10 @@ def _widths(bits: Sequence[int]) -> tuple[int, ...]:
 def _shares(keep: Sequence[float]) -> tuple[float, ...]:
     if isinstance(keep, int | float):
         keep = (keep,)
-    shares = tuple(float(share) for share in keep)
+    try:
+        shares = tuple(float(share) for share in keep)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"keep={keep!r}: give shares, such as (0.5, 1.0)") from None
     if not shares or any(not 0 < share <= 1 for share in shares):
         raise InvalidArgumentError(f"keep={shares}: shares above 0 and at most 1")
     return tuple(sorted({*shares, 1.0}))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.weak import WeakIdKeyDictionary
 
 from apq_optuna.errors import InvalidArgumentError, UnsupportedLayerError
@@ -118,9 +119,11 @@ class _Watcher(Recorder):
         self._signed.pop()
         self._made_by.set(y, name)
 
-    def norm(self, name: str, x: Tensor) -> None:
+    def norm(self, name: str, module: nn.Module, x: Tensor) -> None:
         self._times[name] = self._times.get(name, 0) + 1
-        if (before := self._made_by[x]) is not None:
+        by_channel = x.ndim == (4 if isinstance(module, nn.BatchNorm2d) else 2)
+        before = self._made_by[x]
+        if before is not None and by_channel and _folds(module):
             self._followers[before] = name
 
     def calls(self) -> list[Call]:
@@ -138,12 +141,15 @@ class _Watcher(Recorder):
 
     # ------------------------------------------------------------------ told by operators
 
-    def _price(self, func: Any, args: tuple[Any, ...], results: Sequence[Tensor]) -> None:
-        for tensor in tensors_in(args):
+    def _price(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        results: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        for tensor in tensors_in([args, kwargs]):
             if (name := self._made_by[tensor]) is not None:
                 self._uses[name] = self._uses.get(name, 0) + 1
         try:
-            super()._price(func, args, results)
+            super()._price(func, args, kwargs, results)
         except UnsupportedLayerError as error:
             self.refused = None
             inside = f"{self._modules[-1]}: " if self._modules else ""
@@ -151,10 +157,21 @@ class _Watcher(Recorder):
         module = self._modules[-1] if self._modules else ""
         signed = self._signed[-1] if self._signed else True
         self._of += [(module, signed)] * (len(self.layers) - len(self._of))
-        positive = _is_positive(func, args, self._positive)
+        positive = _is_positive(func, [*args, *kwargs.values()], self._positive)
         into = {id(tensor) for tensor in tensors_in(written(func, args, {}))}
         for tensor in results:
             self._positive.set(tensor, positive, written=id(tensor) in into)
+
+
+def _folds(norm: nn.Module) -> bool:
+    """Whether a BatchNorm is one by statistics it has kept, and no more than that.
+
+    timm's have an activation in them, as `drop` and `act`, which stay when it is folded.
+    """
+    assert isinstance(norm, _BatchNorm)
+    plain = type(norm).forward is _BatchNorm.forward
+    with_act = all(isinstance(getattr(norm, name, None), nn.Module) for name in ("drop", "act"))
+    return norm.running_var is not None and (plain or with_act)
 
 
 _MAKES_POSITIVE = frozenset(
@@ -170,7 +187,7 @@ native_channel_shuffle unfold as_strided
 _KEEPS_POSITIVE = frozenset(_KEEPING.split())
 
 
-def _is_positive(func: Any, args: tuple[Any, ...], known: _Tags) -> bool:
+def _is_positive(func: Any, args: Sequence[Any], known: _Tags) -> bool:
     """Whether no value that an operator gives is below zero."""
     name = base_name(func).removesuffix("_")
     if name in _MAKES_POSITIVE:
@@ -198,7 +215,9 @@ def _told(model: nn.Module, watchers: list[_Watcher]) -> Iterator[None]:
         return lambda module, args, kwargs, result: watchers[0].leave(name, result)
 
     def norm(name: str) -> Any:
-        return lambda module, args, kwargs: watchers[0].norm(name, _first(name, args, kwargs))
+        return lambda module, args, kwargs: watchers[0].norm(
+            name, module, _first(name, args, kwargs)
+        )
 
     try:
         for name, module in model.named_modules():

@@ -27,10 +27,10 @@ def trained_like(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None and module.running_var is not None
             n = module.num_features
-            module.running_mean.copy_(torch.randn(n, generator=generator) * 0.1)
-            module.running_var.copy_(torch.rand(n, generator=generator) + 0.5)
+            if module.running_mean is not None and module.running_var is not None:
+                module.running_mean.copy_(torch.randn(n, generator=generator) * 0.1)
+                module.running_var.copy_(torch.rand(n, generator=generator) + 0.5)
             if module.affine:
                 module.weight.data.copy_(torch.rand(n, generator=generator) + 0.5)
                 module.bias.data.copy_(torch.randn(n, generator=generator) * 0.1)

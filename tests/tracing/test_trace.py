@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import apq_optuna as apq
 from apq_optuna.data import ImageData
-from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
+from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError, SpaceError
 from apq_optuna.hardware import CostTable, check_table
 from apq_optuna.hardware.devices.device import Device
 from apq_optuna.hardware.tables.between import interpolated_sizes, measured_errors
@@ -290,7 +290,7 @@ def test_a_checkpoint_comes_back(net: apq.PretrainedNet, tmp_path: Path) -> None
     net.save(tmp_path)
     again = apq.PretrainedNet.load(tmp_path, model=Residual())
     assert again.weights_hash == net.weights_hash and again.space == net.space
-    with pytest.raises(CheckpointError, match="does not say what makes its model"):
+    with pytest.raises(CheckpointError, match="a file runs no code"):
         load_net(tmp_path)
     with pytest.raises(CheckpointError, match=r"PretrainedNet\.load"):
         apq.OnceForAllNet.load(tmp_path)
@@ -373,3 +373,83 @@ def test_the_model_must_be_the_one_that_was_traced(space: SearchSpace) -> None:
         apq.PretrainedNet(Residual(), SearchSpace.preset("digits"))
     copied = copy.deepcopy(Residual())
     assert apq.PretrainedNet(copied, space).space == space
+
+
+class Ported(Wired):
+    """What models of elsewhere have: `view`, 5 dimensions, transposed weights, lists."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            a=nn.Conv2d(3, 16, 3, 2, 1), b=nn.Conv2d(16, 16, (1, 3), padding=(0, 1), groups=16),
+            c=nn.Linear(16 * 64, 24), d=nn.Linear(24, 5),
+        )  # fmt: skip
+        self.d.weight.data = (torch.randn(24, 5) * 0.1).t()
+        self.table = nn.Parameter(torch.ones(1, 1, 1, 1, 1))
+        self.layers = [self.a, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        x = x.view(x.size(0), -1) * self.table.view(1)
+        return self.d(F.relu(self.c(x)))  # type: ignore[no-any-return]
+
+
+def test_what_is_written_elsewhere_is_finetuned_as_it_is_evaluated() -> None:
+    from apq_optuna.quantization.together import WeightsTogether
+
+    model = Ported()
+    space = check(model)
+    assert not family_of(space).channels_last
+    subnet = space.decode(space.extreme(largest=True, bits=4)[0])
+    quantized = quantize_network(apq.PretrainedNet(model, space).subnet(subnet), subnet)
+    layers = quantized_layers(quantized)
+    assert len(layers) == 4 and quantized.model.layers == [quantized.model.a, quantized.model.b]
+    image = torch.randn(4, *SHAPE)
+    calibrate(quantized, image)
+    alone = [layer.quantized_weight().detach().clone() for layer in layers]
+    together = WeightsTogether(layers)
+    with together:
+        for layer, weight in zip(layers, alone, strict=True):
+            assert torch.equal(layer.quantized_weight().detach(), weight)
+        quantized(image).sum().backward()
+
+
+class Standardised(nn.Conv2d):
+    """A convolution by weights of another kind than its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Activated(nn.BatchNorm2d):
+    """A BatchNorm that does more than one does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+def test_what_is_not_what_it_looks_like_stays_as_it_is() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), Activated(16), Standardised(16, 16, 3), nn.BatchNorm2d(16),
+        nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16, track_running_stats=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    family = family_of(check(model))
+    assert not any(layer.norm for layer in family.traced)
+    assert {layer.name: layer.fixed for layer in family.traced} == {
+        "0": 8,
+        "2": 32,
+        "4": 0,
+        "8": 8,
+    }
+    assert any(note.startswith("2 computes with its weights") for note in family.notes)
+
+
+def test_images_normalised_otherwise_are_refused(digits: ImageData) -> None:
+    model = Residual(in_channels=1).eval()
+    net = apq.PretrainedNet(
+        model, apq.trace(model, (1, 8, 8)), data=apq.load_data("digits", mean=(0.9,), std=(0.1,))
+    )
+    with pytest.raises(DataError, match=r"has mean \[0.*, the supernet was made for \[0.9\]"):
+        apq.Objective(net, digits)

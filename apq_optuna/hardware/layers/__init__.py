@@ -138,8 +138,13 @@ def _cause(error: Exception, recorder: Recorder) -> str:
 @contextlib.contextmanager
 def _as_written() -> Iterator[None]:
     """Runs code as it is written: nothing compiled, fused or taken from a cache."""
-    with torch.compiler.set_stance("force_eager"), _optimized(False):
-        yield
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), _optimized(False):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextlib.contextmanager

@@ -80,10 +80,13 @@ class Recorder(TorchDispatchMode):
             return result
         for tensor in (*results, *targets):
             self._activations.add(tensor)
-        self._price(func, args, results or targets)
+        self._price(func, args, kwargs, results or targets)
         return result
 
-    def _price(self, func: Any, args: tuple[Any, ...], results: Sequence[Tensor]) -> None:
+    def _price(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        results: Sequence[Tensor],
+    ) -> None:  # fmt: skip
         """Adds what an operator on the image costs to the layers."""
         if func in _CONVOLUTIONS:
             self._convolution(func, *args[:9])

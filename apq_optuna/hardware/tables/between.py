@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apq_optuna.hardware.costs import Cost, Key, layer_name
-from apq_optuna.networks import ConvLayer, as_pair
+from apq_optuna.networks import FLOAT_BITS, ConvLayer, as_pair
 from apq_optuna.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -92,16 +92,27 @@ def measured_errors(
         (layer, share by which the table is above what was measured), none where nothing of the
         table is interpolated.
     """
-    keys = [key for key in table.entries if key[0] in interpolated_sizes(space)]
+    between = interpolated_sizes(space)
+    keys = [key for key in table.entries if key[0] in between]
     if not keys or "interpolated" not in table.provenance:
         return []
     drawn = np.random.default_rng(seed).permutation(len(keys))[:count]
     found: list[tuple[str, float]] = []
     for layer, w, a in (keys[k] for k in drawn):
-        runs = [device.costs(layer, [(w, a)])[0][0] for _ in range(device.rounds)]
+        runs = [device.costs(layer, [executed(device, w, a)])[0][0] for _ in range(device.rounds)]
         off = table.entries[layer, w, a][0] / float(np.median(runs)) - 1
         found.append((layer_name(layer, w, a), off))
     return found
+
+
+def executed(device: Device, w_bits: int, a_bits: int) -> tuple[int, int]:
+    """The widths that a layer runs at; one that stays float, at the widest where there is none."""
+    widest = max(device.bits)
+    w, a = (
+        widest if width == FLOAT_BITS and FLOAT_BITS not in device.bits else width
+        for width in (w_bits, a_bits)
+    )
+    return device.executes(w, a)
 
 
 def layer_text(layer: ConvLayer) -> str:

@@ -31,7 +31,12 @@ from apq_optuna.hardware.costs import (
 from apq_optuna.hardware.devices.device import Device
 from apq_optuna.hardware.entries import fixed_widths, needed_entries
 from apq_optuna.hardware.files.rows import UNREADABLE, fault
-from apq_optuna.hardware.tables.between import interpolated, interpolated_sizes, layer_text
+from apq_optuna.hardware.tables.between import (
+    executed,
+    interpolated,
+    interpolated_sizes,
+    layer_text,
+)
 from apq_optuna.hardware.tables.table import CostTable
 from apq_optuna.networks import FLOAT_BITS, ConvLayer
 from apq_optuna.space import SearchSpace
@@ -61,7 +66,7 @@ def build_table(
     needed = needed_entries(space, device.bits)
     between = interpolated_sizes(space) if device.rounds > 1 else {}
     runs = {
-        layer: list(dict.fromkeys(_executed(device, w, a) for w, a in pairs))
+        layer: list(dict.fromkeys(executed(device, w, a) for w, a in pairs))
         for layer, pairs in needed.items()
         if layer not in between
     }
@@ -93,7 +98,7 @@ def build_table(
     spreads: dict[Key, float] = {}
     for layer in runs:
         for w, a in needed[layer]:
-            run = _executed(device, w, a)
+            run = executed(device, w, a)
             if device.rounds == 1:
                 entries[layer, w, a] = found[0, layer, *run]
                 continue
@@ -126,16 +131,6 @@ def _check_widths(device: Device, space: SearchSpace) -> None:
                     f"device {device.name!r} executes {list(device.bits)} bits, and none of the "
                     f"{list(width.bits)} that {site.name} may have"
                 )
-
-
-def _executed(device: Device, w_bits: int, a_bits: int) -> tuple[int, int]:
-    """The widths that a layer runs at; one that stays float, at the widest where there is none."""
-    widest = max(device.bits)
-    w, a = (
-        widest if width == FLOAT_BITS and FLOAT_BITS not in device.bits else width
-        for width in (w_bits, a_bits)
-    )
-    return device.executes(w, a)
 
 
 def _plain(device: Device, answer: Cost) -> Cost:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apq_optuna.errors import InvalidArgumentError
-from apq_optuna.networks import TracedFamily
+from apq_optuna.networks import TracedFamily, as_pair
 
 
 def own_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -22,6 +22,10 @@ def own_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(
             f"model is a {type(model).__name__}: give a model, an instance of torch.nn.Module"
+        )
+    if isinstance(model, nn.Conv2d | nn.Linear):
+        raise InvalidArgumentError(
+            "model is a single layer, which has no name: give torch.nn.Sequential(model)"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise InvalidArgumentError("model is a TorchScript: give the module it was made of")
@@ -55,6 +59,14 @@ def own_copy(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return own.float().to("cpu").eval(), notes
 
 
+def lay_out(module: nn.Module, *, last: bool) -> None:
+    """Lays out the weights of convolutions channels last, or all as usual."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
 def _inputs(model: nn.Module) -> int:
     """How many inputs a forward cannot do without."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -78,8 +90,9 @@ def check_model(model: nn.Module, family: TracedFamily) -> None:
         if not t.module:
             continue
         weight = getattr(module, "weight", None)
-        expected = (t.layer.out_channels, t.layer.in_channels // t.layer.groups)
-        if not isinstance(weight, Tensor) or tuple(weight.shape[:2]) != expected:
+        kernel = () if t.layer.linear else as_pair(t.layer.kernel_size)
+        expected = (t.layer.out_channels, t.layer.in_channels // t.layer.groups, *kernel)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != expected:
             wrong.append(t.module)
     if wrong:
         names = ", ".join(dict.fromkeys(wrong[:5]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
-from apq_optuna.networks import Subnet, TracedFamily, TracedSubnet
+from apq_optuna.networks import FLOAT_BITS, Subnet, TracedFamily, TracedSubnet
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet.elastic import channels_last
 from apq_optuna.supernet.modules import Slot, SubnetModule, Supernet, info_of, module_of
-from apq_optuna.supernet.pretrained.copies import check_model, own_copy
+from apq_optuna.supernet.pretrained.copies import check_model, lay_out, own_copy
 from apq_optuna.supernet.pretrained.slicing import Slicer, importance_order
-from apq_optuna.supernet.pretrained.sources import build_model, fit_state
+from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model, fit_state
 
 KIND = "pretrained"
 
@@ -35,6 +35,7 @@ class PretrainedNet(Supernet):
         space: From `trace`.
         data: The images it is for; then pairs are kept by their split, and other images are
             refused.
+        how: How it was traced, in JSON types, for whoever comes back to its checkpoint.
         source: Where the model comes from, so that a checkpoint comes back by itself:
             `torchvision:NAME`, `timm:NAME` or `module:factory`.
 
@@ -45,15 +46,16 @@ class PretrainedNet(Supernet):
 
     def __init__(
         self, model: nn.Module, space: SearchSpace, *, data: ImageData | None = None,
-        source: str = "",
+        source: str = "", how: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(space)
         if not isinstance(space.family, TracedFamily):
             raise SpaceError("PretrainedNet needs a search space of a traced model: apq.trace")
         self.source = source
+        self.how = dict(how or {})
         self.model, _ = own_copy(model)
         check_model(self.model, space.family)
-        channels_last(self.model)
+        lay_out(self.model, last=space.family.channels_last)
         # as buffers: who trains on keeps the order, and with it which channels are nested
         for g, first in enumerate(importance_order(self.model, space.family)):
             self.register_buffer(f"order{g}", torch.from_numpy(first))
@@ -73,6 +75,11 @@ class PretrainedNet(Supernet):
             self._slicer = Slicer(self.model, self.space.family, order)
         return self._slicer
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's; with the weights comes their order."""
+        self._slicer = None
+        return super().load_state_dict(*args, **kwargs)
+
     def train(self, mode: bool = True) -> PretrainedNet:
         """In training BatchNorm takes statistics of batches; dropout never takes part."""
         super().train(False)
@@ -87,16 +94,15 @@ class PretrainedNet(Supernet):
         Differentiable in the model's weights, whatever the network.
         """
         assert isinstance(self.space.family, TracedFamily)
-        if self.space.family.writes_input:
-            x = x.clone()
+        x = _taken(x, self.space.family)
         if subnet is None:
             return self.model(x)  # type: ignore[no-any-return]
         assert isinstance(subnet, TracedSubnet)
         keep = self.slicer.keep(subnet.channels)
-        values: dict[str, Tensor] = dict(self.model.named_buffers(remove_duplicate=False))
+        values: dict[str, Tensor] = dict(self.model.named_buffers())
         # the model's statistics are of the whole model alone
         found = {name: value.clone() for name, value in values.items()}
-        values |= dict(self.model.named_parameters(remove_duplicate=False))
+        values |= dict(self.model.named_parameters())
         found |= self.slicer.tensors(keep, values)
         return functional_call(self.slicer.shell(keep), found, (x,))  # type: ignore[no-any-return]
 
@@ -122,6 +128,7 @@ class PretrainedNet(Supernet):
         about = {
             "kind": KIND,
             "model": self.source,
+            "how": self.how,
             "space": self.space.to_dict(),
             "architecture_hash": self.space.architecture_hash,
             "data": self.data_info,
@@ -131,13 +138,17 @@ class PretrainedNet(Supernet):
 
     @classmethod
     def load(
-        cls, path: str | Path, *, model: nn.Module | None = None, space: SearchSpace | None = None
+        cls,
+        path: str | Path,
+        *,
+        model: nn.Module | None = None,
+        space: SearchSpace | None = None,
     ) -> PretrainedNet:
         """Reads what `save` wrote.
 
         Args:
             path: The folder.
-            model: The model; by default what the checkpoint says it is made by.
+            model: The model; of torchvision's and timm's the checkpoint knows the name.
             space: A space of the same model with other bit-widths.
 
         Raises:
@@ -149,9 +160,9 @@ class PretrainedNet(Supernet):
     @classmethod
     def of_checkpoint(
         cls, tensors: dict[str, Tensor], about: dict[str, Any], path: str, *,
-        model: nn.Module | None = None, space: SearchSpace | None = None,
+        model: nn.Module | None = None, space: SearchSpace | None = None, trusted: bool = False,
     ) -> PretrainedNet:  # fmt: skip
-        """`load`, with the files read."""
+        """`load`, with the files read; of a trusted one somebody's own factory is called, too."""
         if about.get("kind") != KIND:
             raise CheckpointError(f"{path} holds a {about.get('kind')!r}, not a traced model")
         try:
@@ -165,15 +176,14 @@ class PretrainedNet(Supernet):
             )
         source = str(about.get("model") or "")
         if model is None:
-            if not source:
+            if not source or not (trusted or source.startswith(LIBRARIES)):
                 raise CheckpointError(
-                    f"{path} does not say what makes its model: give it, as in "
-                    "PretrainedNet.load(path, model=MyModel())"
+                    f"{path} is of a model of one's own ({source or 'of no name'}), and a file "
+                    "runs no code: give it, as in PretrainedNet.load(path, model=MyModel())"
                 )
             model = build_model(source, own.networks.num_classes)
-        net = cls(model, space or own, source=source)
+        net = cls(model, space or own, source=source, how=about.get("how"))
         fit_state(net, tensors, path)
-        net._slicer = None
         net.data_info = dict(about.get("data") or {})
         return net.eval()
 
@@ -189,18 +199,21 @@ class TracedModule(SubnetModule):
         super().__init__(subnet)
         self.family = subnet.spec
         self.model = model
-        channels_last(self)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """See `SubnetModule.lay_out`."""
+        lay_out(self, last=self.family.channels_last)
 
     def layer_slots(self) -> list[Slot]:
         """See `SubnetModule.layer_slots`."""
         found = []
         for traced in self.family.traced:
-            norm = (*_parent(self.model, self, traced.norm),) if traced.norm else None
-            if not traced.module and traced.name.startswith("function"):
+            if traced.fixed == FLOAT_BITS:
                 found.append(Slot(None, "", True))
-            else:
-                parent, attribute = _parent(self.model, self, traced.module)
-                found.append(Slot(parent, attribute, traced.signed, norm))
+                continue
+            norm = _parent(self.model, traced.norm) if traced.norm else None
+            found.append(Slot(*_parent(self.model, traced.module), traced.signed, norm))
         return found
 
     def train(self, mode: bool = True) -> TracedModule:
@@ -210,15 +223,18 @@ class TracedModule(SubnetModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits."""
-        if self.family.writes_input:
-            x = x.clone()
-        return self.model(x)  # type: ignore[no-any-return]
+        return self.model(_taken(x, self.family))  # type: ignore[no-any-return]
 
 
-def _parent(model: nn.Module, holder: nn.Module, path: str) -> tuple[nn.Module, str]:
+def _taken(x: Tensor, family: TracedFamily) -> Tensor:
+    """Images as a model takes them."""
+    if not family.channels_last:
+        x = x.contiguous()
+    return x.clone() if family.writes_input else x
+
+
+def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Where a module sits: (its parent, its name there)."""
-    if not path:
-        return holder, "model"
     above, _, name = path.rpartition(".")
     return model.get_submodule(above), name
 

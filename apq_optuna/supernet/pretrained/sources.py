@@ -60,12 +60,7 @@ def build_model(source: str, num_classes: int | None = None) -> nn.Module:
         auxiliary = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
         made: Any = models.get_model(name, weights=None, **classes, **auxiliary)
     elif kind == "timm":
-        try:
-            import timm
-        except ImportError as error:
-            raise InvalidArgumentError(
-                f"model={source!r}: timm is not installed: pip install timm"
-            ) from error
+        timm = _timm(source)
         _known(source, name, timm.list_models())
         made = timm.create_model(name, pretrained=False, **classes)
     else:
@@ -75,6 +70,17 @@ def build_model(source: str, num_classes: int | None = None) -> nn.Module:
             f"model={source!r} makes a {type(made).__name__}, not a torch.nn.Module"
         )
     return made
+
+
+def _timm(source: str) -> Any:
+    make_importable()
+    try:
+        import timm
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"model={source!r}: timm is not installed: pip install timm"
+        ) from error
+    return timm
 
 
 def _by_factory(source: str, classes: dict[str, Any]) -> Any:
@@ -113,9 +119,7 @@ def preprocessing_of(source: str) -> Preprocessing | None:
     if kind == "torchvision":
         return IMAGENET
     if kind == "timm":
-        import timm
-
-        told = timm.get_pretrained_cfg(name)
+        told = _timm(source).get_pretrained_cfg(name)
         if told is not None:
             return Preprocessing(tuple(told.mean), tuple(told.std))
     return None
@@ -125,9 +129,7 @@ def input_side_of(source: str) -> int:
     """Side in pixels of the images that a library's model was trained with; else 224."""
     kind, _, name = source.partition(":")
     if kind == "timm":
-        import timm
-
-        told = timm.get_pretrained_cfg(name)
+        told = _timm(source).get_pretrained_cfg(name)
         if told is not None:
             return int(told.input_size[-1])
     return 299 if name == "inception_v3" else 224
