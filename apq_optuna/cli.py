@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnboundLocalError as error:
         from apq_optuna.storage import lost_storage
 
+        if isinstance(error.__context__, KeyboardInterrupt):  # Optuna's own end of a trial
+            print("\nstopped; run the same command again to go on", file=sys.stderr)
+            return 130
         lost = lost_storage(error)
         if lost is None:
             raise

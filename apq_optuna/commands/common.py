@@ -139,6 +139,7 @@ def _supernet_of_study(arguments: Any) -> str | None:
 def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) -> ImageData:
     """The images that the command line names, else as `info`, a supernet's `data_info`, has it."""
     from apq_optuna.data import load_data
+    from apq_optuna.data.loading import normalised_with
 
     name = arguments.data or info.get("name")
     if not name:
@@ -157,9 +158,19 @@ def load_images(arguments: Any, info: Mapping[str, Any] = MappingProxyType({})) 
             skip_broken=arguments.skip_broken or info.get("skip_broken", False),
             augment=getattr(arguments, "augment", None) or info.get("augment"),
             cache=not getattr(arguments, "no_cache", False),
-            mean=getattr(arguments, "mean", None) or info.get("model_mean"),
-            std=getattr(arguments, "std", None) or info.get("model_std"),
+            mean=getattr(arguments, "mean", None),
+            std=getattr(arguments, "std", None),
         )
+    own = [info.get(name) for name in ("model_mean", "model_std")]
+    said = [getattr(arguments, name, None) for name in ("mean", "std")]
+    if own[0] is not None and said == [None, None]:
+        if len(own[0]) == data.channels:
+            data = normalised_with(data, *own)
+        else:
+            say(
+                f"note: the model was trained on {len(own[0])} channels, the images have "
+                f"{data.channels}: they are normalised by their own mean and deviation"
+            )
     say(
         f"{name}: {len(data.train)} training, {len(data.search_validation)} search-validation, "
         f"{len(data.test)} test images of {data.num_classes} classes, {data.image_size}x"

@@ -72,7 +72,9 @@ def net_of(arguments: Any) -> Supernet:
     from apq_optuna.supernet import PretrainedNet, load_net
 
     if not arguments.model:
-        return load_supernet(arguments)
+        found = load_supernet(arguments)
+        _as_before(arguments, found)
+        return found
     folder = run_folder(arguments)
     if (folder / FILE).exists():
         net = load_net(folder, trusted=True)
@@ -80,11 +82,7 @@ def net_of(arguments: Any) -> Supernet:
             raise InvalidArgumentError(
                 f"--model {arguments.model}: {folder} holds another network; choose another --run"
             )
-        for name, value in _how(arguments).items():
-            if value is not None and value != net.how.get(name):
-                raise InvalidArgumentError(
-                    f"--{name}: {folder} has this model traced otherwise; choose another --run"
-                )
+        _as_before(arguments, net)
         say(f"{arguments.model}: traced before, in {folder}")
         return net
     if not arguments.data:
@@ -93,6 +91,16 @@ def net_of(arguments: Any) -> Supernet:
     net.save(folder)
     say(f"saved in {folder}")
     return net
+
+
+def _as_before(arguments: Any, net: Supernet) -> None:
+    """Refuses what is said of tracing where a run's network is another."""
+    how = getattr(net, "how", {})
+    for name, value in _how(arguments).items():
+        if value is not None and value != how.get(name):
+            raise InvalidArgumentError(
+                f"--{name}: {arguments.run} has its network as it is; choose another --run"
+            )
 
 
 def _how(arguments: Any) -> dict[str, Any]:
@@ -223,6 +231,10 @@ def _costs_table(space: SearchSpace, costs: CostTable, budgets: dict[str, float]
         values = [f"{subnet.macs / 1e6:9.2f}", f"{subnet.weight_bytes / 1e6:7.2f}"]
         values += [f"{value:12.4f}" for value in compiled(row)[0]]
         lines.append("  ".join([f"  {name:{width}}", *values]))
+    if compiled.has_gaps:
+        lines.append(
+            f"note: {costs.device} does not run all of these widths: they are not proposed"
+        )
     if budgets:
         drawn = compiled(space.sample(RANDOM_NETWORKS, np.random.default_rng(0)))
         fits = np.ones(len(drawn), bool)

@@ -156,6 +156,8 @@ def collect_pairs_of(
         f"{len(found)} fp32 pairs: accuracy {found.min():.4f} to {found.max():.4f}, "
         f"mean {found.mean():.4f}"
     )
+    if len(found) < pairs:
+        say("the space has no more architectures")
     if len(found) >= 50:
         _say_predictor(supernet, store)
     supernet.to("cpu")

@@ -62,6 +62,9 @@ def finetune(arguments: Any) -> None:
     source = getattr(supernet, "source", "")
     if source:
         about["model"] = source
+    measured_on = (study_attribute(study, "objective") or {}).get("supernet")
+    if measured_on not in (None, supernet.weights_hash):
+        say("note: the supernet is not the one that the trial was measured with")
     say(f"finetuning trial {number}")
     with ledger.task(
         "finetune", subject=arguments.study, target=costs.device, scope="device", units="epochs",

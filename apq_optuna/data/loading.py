@@ -99,17 +99,21 @@ def load_data(
         )
     if not name.startswith("folder:"):
         _refuse_for_folders(data, image_size, grayscale, fit, skip_broken)
-    data = _normalised_with(data, mean, std)
+    data = normalised_with(data, mean, std)
     if augment is None:
         return data
     padding = 0 if augment == "none" else data.crop_padding
     return replace(data, crop_padding=padding, flip=augment == "shift+flip")
 
 
-def _normalised_with(
+def normalised_with(
     data: ImageData, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> ImageData:
-    """The data with a model's own mean and deviation of its channels."""
+    """The data with a model's own mean and deviation of its channels.
+
+    Raises:
+        InvalidArgumentError: Not as many numbers as channels, or outside [0, 1].
+    """
     found: dict[str, tuple[float, ...]] = {}
     for what, given in (("mean", mean), ("std", std)):
         if given is None:

@@ -118,7 +118,7 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         Values of the shape of `x`, each a multiple of its scale.
     """
     values = x.numel() / scale.numel()
-    weight = 1.0 / math.sqrt(values * max(high, 1))
+    weight = 1.0 / math.sqrt(max(values * max(high, 1), 1))
     result: Tensor = _FakeQuantize.apply(x, scale, low, high, weight)
     return result
 

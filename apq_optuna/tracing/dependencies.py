@@ -64,7 +64,7 @@ def coupled_channels(
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            graph = torch_pruning.DependencyGraph()
+            graph = _graph(torch_pruning)
             graph.build_dependency(model, example_inputs=image, verbose=False)
             for name in roots:
                 module = model.get_submodule(name)
@@ -77,6 +77,23 @@ def coupled_channels(
         kind = type(error).__name__
         return [], f"torch-pruning does not follow this model ({kind}: {error})"
     return found, ""
+
+
+def _graph(library: Any) -> Any:
+    """A dependency graph that follows the channels of every concatenation.
+
+    The library's own does not where a parameter of three dimensions is upstream, which it takes
+    for a token of a transformer.
+    """
+
+    class Graph(library.DependencyGraph):  # type: ignore[misc]
+        def _trace(self, *args: Any, **kwargs: Any) -> Any:
+            nodes = super()._trace(*args, **kwargs)
+            for node in nodes.values():
+                node.enable_index_mapping = True
+            return nodes
+
+    return Graph()
 
 
 def _apart(one: Coupled, others: Sequence[Coupled]) -> Coupled:

@@ -217,6 +217,22 @@ class Scaled(Wired):
         return self.c(F.relu(F.conv2d(x, self.filter)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class ScaledBranches(Wired):
+    """A bare parameter before branches that are concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            a=nn.Conv2d(3, 16, 3, 1, 1), left=nn.Conv2d(16, 16, 1), right=nn.Conv2d(16, 24, 1),
+            mix=nn.Conv2d(40, 16, 1), c=nn.Linear(16, 5),
+        )  # fmt: skip
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 16).view(16, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)) * self.scale
+        x = torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)
+        return self.c(F.relu(self.mix(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Twice(Wired):
     """A module that is called twice, under two names."""
 

@@ -16,6 +16,7 @@ from .helpers import (
     OneChannel,
     Residual,
     Scaled,
+    ScaledBranches,
     Shuffled,
     Softened,
     Twice,
@@ -32,6 +33,7 @@ FOUR = (8, 16, 24, 32)
     [
         (Residual, {"stem.0": (8, 16), "a.0": FOUR, "a.3": FOUR, "pw": (16, 32, 48, 64)}),
         (Doubled, {"a": (8, 16), "b": (8, 16, 24)}),
+        (ScaledBranches, {"a": (8, 16), "left": (8, 16), "right": (8, 16, 24), "mix": (8, 16)}),
         (Flat, {"a": (8, 16), "b": FOUR}),
         (OneChannel, {"a": (8, 16)}),
         (Excited, {"a": FOUR, "squeeze": (8, 16), "b": (8, 16)}),

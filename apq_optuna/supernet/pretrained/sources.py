@@ -167,7 +167,8 @@ def fit_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path)
         CheckpointError: Names or shapes differ; the first five.
     """
     own = model.state_dict()
-    lacking = [name for name in own if name not in tensors]
+    counters = (".num_batches_tracked", "num_batches_tracked")
+    lacking = [name for name in own if name not in tensors and not name.endswith(counters)]
     strange = [name for name in tensors if name not in own]
     other = [n for n in tensors if n in own and tensors[n].shape != own[n].shape]
     said = []
@@ -183,6 +184,8 @@ def fit_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path)
             ]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             said.append(f"{what} {', '.join(some)}{more}")
+    if strange and all(name.startswith("module.") for name in tensors):
+        said.append("they are of a DataParallel: save model.module.state_dict()")
     if said:
         raise CheckpointError(f"{path}: the weights do not fit the model: {'; '.join(said)}")
     model.load_state_dict(dict(tensors), strict=False)
