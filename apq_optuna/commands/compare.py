@@ -17,9 +17,9 @@ from apq_optuna.commands.common import (
     set_threads,
     share_cores,
     storage_url,
-    supernet_images,
     take_in_pairs,
 )
+from apq_optuna.commands.images import supernet_images
 from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from apq_optuna.commands.common import (
     budgets_of,
     cost_table,
-    load_images,
     load_supernet,
     program_path,
     run_folder,
     say,
     set_threads,
 )
+from apq_optuna.commands.images import load_images
 from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:

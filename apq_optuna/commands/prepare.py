@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from apq_optuna.commands.common import (
     computing,
     ledger_of,
-    load_images,
     program_path,
     say,
     set_threads,
     storage_url,
-    supernet_images,
     take_in_pairs,
 )
+from apq_optuna.commands.images import load_images, supernet_images
 from apq_optuna.commands.models import net_of
 
 if TYPE_CHECKING:

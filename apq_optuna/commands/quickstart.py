@@ -8,12 +8,12 @@ from typing import Any
 from apq_optuna.commands.common import (
     cost_table,
     ledger_of,
-    load_images,
     run_folder,
     say,
     set_threads,
     storage_url,
 )
+from apq_optuna.commands.images import load_images
 from apq_optuna.commands.prepare import collect_pairs_of, train_supernet_at
 from apq_optuna.commands.study import run_study
 

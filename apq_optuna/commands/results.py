@@ -15,8 +15,8 @@ from apq_optuna.commands.common import (
     set_threads,
     storage_url,
     stored_study,
-    supernet_images,
 )
+from apq_optuna.commands.images import supernet_images
 from apq_optuna.errors import InvalidArgumentError
 
 

@@ -24,9 +24,9 @@ from apq_optuna.commands.common import (
     set_threads,
     share_cores,
     storage_url,
-    supernet_images,
     take_in_pairs,
 )
+from apq_optuna.commands.images import supernet_images
 from apq_optuna.commands.models import net_of
 from apq_optuna.commands.predict import predict
 from apq_optuna.errors import InvalidArgumentError
