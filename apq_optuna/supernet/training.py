@@ -81,6 +81,12 @@ def check_data(net: Supernet, data: ImageData) -> None:
             f"data={data.name!r} has (image size, channels, classes) = {given}, "
             f"but the supernet was made for {wanted}"
         )
+    trained_with = net.data_info.get("split_hash")
+    if trained_with is not None and trained_with != data.split_hash:
+        raise DataError(
+            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained "
+            f"on (split {trained_with}): its search-validation images may have been trained on"
+        )
     for what, now in (("mean", data.mean), ("std", data.std)):
         used_to: Any = net.data_info.get(what)
         if used_to is not None and not np.allclose(used_to, now, atol=1e-3):
@@ -88,12 +94,6 @@ def check_data(net: Supernet, data: ImageData) -> None:
                 f"data={data.name!r} has {what} {[round(v, 4) for v in now]}, the supernet was "
                 f"made for {[round(v, 4) for v in used_to]}: load_data({what}=...)"
             )
-    trained_with = net.data_info.get("split_hash")
-    if trained_with is not None and trained_with != data.split_hash:
-        raise DataError(
-            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained "
-            f"on (split {trained_with}): its search-validation images may have been trained on"
-        )
 
 
 def train_supernet(
