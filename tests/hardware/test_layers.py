@@ -64,7 +64,7 @@ def test_what_computes_and_has_no_price_is_named() -> None:
 
     encoder = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
 
-    with pytest.raises(UnsupportedLayerError, match="_scaled_dot_product|two activations"):
+    with pytest.raises(UnsupportedLayerError, match=r"_scaled_dot_product|two activations"):
         layers_of(nn.Sequential(nn.Flatten(2), encoder), (3, 8, 8))
     for module in (Gram(), Dynamic()):
         with pytest.raises(UnsupportedLayerError, match="multiplies two activations"):
