@@ -235,9 +235,9 @@ def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) ->
     return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
 
 
-def runs_whole(device: Device, space: SearchSpace) -> bool:
+def runs_whole(device: Device | None, space: SearchSpace) -> bool:
     """Whether a device measures whole networks of a space: whose wiring is known."""
-    if not device.runs_networks:
+    if device is None or not device.runs_networks:
         return False
     try:
         space.decode(space.extreme(largest=False)[0]).steps()

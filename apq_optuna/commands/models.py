@@ -20,13 +20,16 @@ from apq_optuna.commands.common import (
 )
 from apq_optuna.commands.images import load_images
 from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.networks import TracedFamily
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable
-    from apq_optuna.networks import TracedFamily
     from apq_optuna.space import SearchSpace
     from apq_optuna.supernet import PretrainedNet, Supernet
+
+FILE = "supernet.json"
+"""That a run's folder has once there is a network in it."""
 
 RANDOM_NETWORKS = 20_000
 """Of which as many meet a budget."""
@@ -46,8 +49,9 @@ def trace(arguments: Any) -> None:
         )
     net, _ = traced_net(arguments)
     family = net.space.family
-    say(_decisions_table(net.space))
-    for note in list(dict.fromkeys(_gathered(family.notes)))[:SHOWN]:  # type: ignore[union-attr]
+    assert isinstance(family, TracedFamily)
+    say(_decisions_table(net.space, family))
+    for note in list(dict.fromkeys(_gathered(family.notes)))[:SHOWN]:
         say(f"note: {note}")
     with tempfile.TemporaryDirectory(prefix="apq-trace-") as nowhere:
         folder = Path(nowhere) if arguments.run is None else run_folder(arguments)
@@ -59,9 +63,6 @@ def trace(arguments: Any) -> None:
     net.save(run_folder(arguments))
     say(f"saved in {arguments.run}")
     say(f"next: {program_path()} collect --run {arguments.run}")
-
-
-FILE = "supernet.json"
 
 
 def net_of(arguments: Any) -> Supernet:
@@ -163,9 +164,8 @@ def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
     return PretrainedNet(model, space, data=data, source=arguments.model, how=said), data
 
 
-def _decisions_table(space: SearchSpace) -> str:
+def _decisions_table(space: SearchSpace, family: TracedFamily) -> str:
     """Groups of channels a line each, widths together."""
-    family: TracedFamily = space.family  # type: ignore[assignment]
     rows = [("channels", "choices", "lie along")]
     for group in family.groups:
         paths = list(dict.fromkeys(member.path for member in group.members))

@@ -67,8 +67,8 @@ def search(arguments: Any) -> None:
     supernet = net_of(arguments)
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
     # one that runs no networks at all the objective refuses
-    whole = measured_on is not None and measured_on.runs_networks
-    if whole and measured_on is not None and not runs_whole(measured_on, supernet.space):
+    measures = measured_on is not None and measured_on.runs_networks
+    if measures and not runs_whole(measured_on, supernet.space):
         raise InvalidArgumentError(f"--measure-on {arguments.measure_on}: see above")
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)

@@ -91,6 +91,8 @@ class Setting:
             self.data.augment, self.trials, asdict(self.finetune), self.images, self.epochs,
             self.repeats, None if self.mobilenet_plan is None else asdict(self.mobilenet_plan),
         ]  # fmt: skip
+        if quantized := len(self.pairs.quantized()):  # joint search learns from them, too
+            said.append(["quantized pairs", quantized])
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

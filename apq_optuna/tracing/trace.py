@@ -70,6 +70,16 @@ def trace(
     shares = _shares(keep)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise InvalidArgumentError(f"step={step!r}: a whole number of channels, at least 1")
+    with torch.random.fork_rng(devices=[]):  # the same each time, and nothing of the caller's
+        torch.manual_seed(0)
+        return _traced(model, shape, widths, shares, step, ignore, ends, name)
+
+
+def _traced(
+    model: nn.Module, shape: tuple[int, int, int], widths: tuple[int, ...],
+    shares: tuple[float, ...], step: int, ignore: Sequence[str], ends: bool, name: str,
+) -> SearchSpace:  # fmt: skip
+    """`trace`, its arguments checked."""
     own, notes = own_copy(model)
     seen = _seen(own, shape, notes)
     logits = logits_of(seen.result, "the model")

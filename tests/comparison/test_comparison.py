@@ -179,6 +179,15 @@ def test_other_conditions_are_another_comparison(compared: Path) -> None:
     assert results_of(storage, results(compared)[0].conditions) == results(compared)
 
 
+def test_calibrated_pairs_are_a_condition(compared: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    before = setting(run, LIMIT, 5)
+    space = before.supernet.space
+    rows = space.sample(3, np.random.default_rng(0))
+    before.pairs.quantized().add(rows, np.full(3, 0.5))
+    assert setting(run, LIMIT, 5).conditions != setting(compared, LIMIT, 5).conditions
+
+
 def test_what_a_stop_lost_is_prescribed_again(compared: Path) -> None:
     s = setting(compared, LIMIT, 5)
     space = s.supernet.space

@@ -291,3 +291,13 @@ def test_images_normalised_otherwise_are_refused(digits: ImageData) -> None:
     )
     with pytest.raises(DataError, match=r"has mean \[0.*, the supernet was made for \[0.9\]"):
         apq.Objective(net, digits)
+
+
+def test_tracing_takes_nothing_of_the_callers_random_numbers() -> None:
+    model = Residual().eval()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = apq.trace(model, SHAPE)
+    assert torch.equal(torch.rand(3), expected)
+    assert apq.trace(model, SHAPE) == first
