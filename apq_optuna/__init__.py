@@ -31,6 +31,7 @@ _HOMES = {
     "collect_pairs": "collect",
     "collect_quantized_pairs": "collect",
     "confirm": "confirming",
+    "export_onnx": "export",
     "finish": "finishing",
     "layers_of": "hardware",
     "load_data": "data",
@@ -75,6 +76,7 @@ __all__ = [
     "collect_pairs",
     "collect_quantized_pairs",
     "confirm",
+    "export_onnx",
     "finish",
     "hardware",
     "layers_of",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from apq_optuna.confirming import confirm
     from apq_optuna.data import ImageData, load_data
     from apq_optuna.errors import ApqError
+    from apq_optuna.export import export_onnx
     from apq_optuna.finishing import finish
     from apq_optuna.hardware import CostTable, layers_of
     from apq_optuna.networks import Subnet

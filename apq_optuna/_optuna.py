@@ -14,6 +14,9 @@ PREFIX = "apq:"
 CONFIRMED = "confirmed:"
 """Beginning of a study's attributes for trials measured again; their numbers follow."""
 
+EXPORTED = "exported:"
+"""Likewise, for what the exported files of trials took on some machine."""
+
 CONSTRAINTS = "constraints"
 """Optuna's own attribute for constraint values; one prefixed with it and a colon for each name."""
 
@@ -99,12 +102,23 @@ def study_attribute(study: Study, key: str) -> Any:
 
 def confirmed_values(study: Study) -> dict[int, list[float]]:
     """First values of trials measured again with further seeds, by trial number."""
-    prefix = PREFIX + CONFIRMED
+    stored = _of_trials(study, CONFIRMED)
+    return {number: [float(value) for value in values] for number, values in stored.items()}
+
+
+def exported_values(study: Study) -> dict[int, dict[str, Any]]:
+    """What the exported files of trials took, by trial number."""
+    return {number: dict(found) for number, found in _of_trials(study, EXPORTED).items()}
+
+
+def _of_trials(study: Study, kind: str) -> dict[int, Any]:
+    """A kind of our attributes of a study that is kept by trial number."""
+    prefix = PREFIX + kind
     study = whole_study(study)
     stored = study._storage.get_study_system_attrs(study._study_id)
     return {
-        int(key.removeprefix(prefix)): [float(value) for value in values]
-        for key, values in stored.items()
+        int(key.removeprefix(prefix)): value
+        for key, value in stored.items()
         if key.startswith(prefix)
     }
 

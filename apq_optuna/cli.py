@@ -23,6 +23,7 @@ The steps, in order; every one goes on where it was stopped:
   search     an Optuna study over architecture, channels and bit-widths together
   report     its Pareto front as an HTML page, and inside optuna-dashboard
   finetune   the trial you choose, finished, tested once and saved
+  export     it as an ONNX file of integers, proven equal and timed
   ledger     what each of them took: seconds, energy, CO2
 and beside them:
   quickstart all of it on a small embedded data set, in a minute or two
@@ -40,6 +41,8 @@ _EXAMPLES = {
     "  apq-optuna search --run runs/mine --predict-only --hardware cpu --max-latency-ms 0.3",
     "report": "apq-optuna report --run runs/mine --trial 17",
     "finetune": "apq-optuna finetune --run runs/mine --trial 17 --out finished",
+    "export": "apq-optuna export --run runs/mine --trial 17 --out network.onnx\n"
+    "  apq-optuna export runs/mine/finished-17 --data folder:images --out network.onnx",
     "ledger": "apq-optuna ledger --run runs/mine --csv ledger.csv",
     "cache": "apq-optuna cache --clear",
     "compare": "apq-optuna compare --run runs/digits --budget latency_ms=0.04 --budget "
@@ -288,6 +291,45 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--out", type=Path, help="folder (default: RUN/finished-TRIAL)")
     options.common(finetune)
 
+    export = command(
+        "export", commands.export,
+        "A finished network, or a trial as it was measured, as an ONNX file that runtimes execute "
+        "with integers. Search-validation images go through it and through torch, and its latency "
+        "is measured here; what is known of the file is written beside it, as FILE.json.",
+    )  # fmt: skip
+    export.add_argument("folder", type=Path, nargs="?", help="a finished network's folder")
+    options.data(export)
+    options.augment(export)
+    export.add_argument("--run", type=Path, help="or a run, of which a trial is exported: its "
+                        "finished network where there is one")  # fmt: skip
+    export.add_argument("--study", default="search", help="name of the study")
+    export.add_argument("--trial", type=int, help="trial (default: the most accurate)")
+    export.add_argument("--out", type=Path, help="FILE.onnx (default: RUN/trial-N.onnx, or "
+                        "FOLDER/network.onnx)")  # fmt: skip
+    export.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    export.add_argument("--opset", type=int, help="of the operators (default 18; 21 with --int4)")
+    export.add_argument(
+        "--int4", action="store_true",
+        help="store weights of 4 bits and fewer in half bytes (opset 21)",
+    )  # fmt: skip
+    export.add_argument(
+        "--with-preprocessing", action="store_true",
+        help="the file takes uint8 images, (batch, height, width, channels)",
+    )  # fmt: skip
+    export.add_argument("--reduce-range", action="store_true",
+                        help="weights of 7 bits where both operands have 8: for processors on "
+                        "which products of bytes saturate")  # fmt: skip
+    export.add_argument("--round-outputs", action="store_true",
+                        help="round to bytes what residual sums take: faster for large kernels, "
+                        "not exact")  # fmt: skip
+    export.add_argument("--images", type=int, help="search-validation images that prove it "
+                        "(default: all)")  # fmt: skip
+    export.add_argument("--no-measure", action="store_true", help="do not time it")
+    export.add_argument("--hardware", default="", metavar="NAME|FILE",
+                        help="table whose latency is told beside the measured one (default: the "
+                        "study's, where that is measured on this machine)")  # fmt: skip
+    options.common(export)
+
     ledger = command(
         "ledger", commands.ledger,
         "What every step of a run took: seconds, energy and CO2, what the first deployment cost, "
@@ -369,6 +411,26 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     options.space(compare)
     compare.add_argument("--networks", type=int, default=2000, help="random networks")
     compare.add_argument("--out", type=Path, help="HTML file (default: FIRST-SECOND.html)")
+    measure = action(
+        "measure",
+        "Time ONNX files here, as `cpu` is timed: warm-up, rounds, spread and a reference. On "
+        "another machine the file apq_optuna/export/measure.py does it alone, with numpy and "
+        "onnxruntime; the JSON it writes can be given here.",
+        "measure network.onnx --run runs/mine --trial 17",
+    )
+    measure.add_argument("files", type=Path, nargs="+", metavar="FILE",
+                         help="FILE.onnx, or a FILE.json that was written elsewhere")  # fmt: skip
+    measure.add_argument("--threads", type=int, default=1, help="of the runtime (default 1)")
+    measure.add_argument("--rounds", type=int, default=7, help="(default 7)")
+    measure.add_argument("--repeats", type=int, default=40, help="in a round (default 40)")
+    measure.add_argument("--precise", action="store_true",
+                         help="with session.x64quantprecision: kernels that do not "
+                         "saturate")  # fmt: skip
+    measure.add_argument("--out", type=Path, help="JSON file with all of it")
+    measure.add_argument("--run", type=Path, help="run of the study that --trial is of")
+    measure.add_argument("--study", default="search", help="name of the study")
+    measure.add_argument("--trial", type=int, help="trial to keep it with: `report` shows it")
+    measure.add_argument("--storage", help="database URL (default: sqlite file in RUN)")
     price = action(
         "price", "Price a torchvision model.", "price --model resnet18 --device bitserial --bits 4"
     )

@@ -56,3 +56,7 @@ class InfeasibleBudgetError(ApqError, ValueError):
 
 class StorageError(ApqError):
     """The study's storage cannot be reached."""
+
+
+class ExportError(ApqError):
+    """A network that cannot be written for a runtime, or a file that does not compute the same."""

@@ -20,6 +20,7 @@ from apq_optuna.quantization import (
     fold_network,
     fp32_network,
     quantized_network,
+    round_biases,
     save_network,
 )
 from apq_optuna.supernet import SubnetModule, Supernet, accuracy
@@ -90,6 +91,7 @@ def finish(
                 report(step, steps, loss)
 
         finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=told)
+    round_biases(network)  # what is tested is what an integer runtime computes
     stored: dict[str, Any] = {
         "accuracy": {
             "search_validation_fp32": fp32,
@@ -97,6 +99,7 @@ def finish(
             "test": accuracy(network, data, split="test"),
         },
         "epochs": epochs,
+        "data": data.name,
         "class_names": list(data.class_names),
         "image_size": data.image_size,
         "fit": data.fit,

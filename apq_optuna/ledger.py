@@ -344,7 +344,7 @@ def _torch_threads() -> int | None:
 
 @cache
 def _processor_name() -> str:
-    from apq_optuna.hardware.devices.cpu import processor_name
+    from apq_optuna.export.measure import processor_name
 
     return processor_name()
 

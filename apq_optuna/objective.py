@@ -23,7 +23,7 @@ from apq_optuna._optuna import (
 from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, usual_augment
 from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMismatchError
-from apq_optuna.hardware import CostTable, Device
+from apq_optuna.hardware import CostTable, Device, find_device
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import (
     AVERAGING,
@@ -34,7 +34,7 @@ from apq_optuna.quantization import (
     fp32_network,
     quantized_network,
 )
-from apq_optuna.supernet import Supernet, accuracy
+from apq_optuna.supernet import SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
 
 UNIFORM_BITS = (8, 6, 4)
@@ -65,7 +65,8 @@ class Objective:
         images: Most search-validation images a trial is judged on; all by default.
         repeats: Seeds a trial is finetuned with. Its accuracy is their mean; `accuracies` and
             `accuracy_std` are user attributes. A trial takes as many times longer.
-        measured_on: A device that runs whole networks. It runs each trial's at its end, and the
+        measured_on: A device that runs whole networks, or its name: `cpu` runs what `export_onnx`
+            writes. It runs each trial's at its end, and the
             trial keeps `measured_latency_ms` and `measured_spread_ms` beside `table_latency_ms`,
             the sum of the table, as user attributes. Values are the table's all the same; where
             the device fails, `not_measured` says why.
@@ -87,7 +88,7 @@ class Objective:
         device: str = "auto",
         images: int | None = None,
         repeats: int = 1,
-        measured_on: Device | None = None,
+        measured_on: Device | str | None = None,
         progress: bool = False,
     ) -> None:
         check_data(supernet, data)
@@ -100,6 +101,8 @@ class Objective:
         self.images = images
         self.repeats = repeats
         self.progress = progress
+        if isinstance(measured_on, str):
+            measured_on = find_device(measured_on)
         self.measured_on = measured_on
         if measured_on is not None and not measured_on.runs_networks:
             raise InvalidArgumentError(
@@ -213,7 +216,8 @@ class Objective:
                 trial.set_user_attr("infeasible", str(error))
                 raise TrialPruned(str(error)) from error
         try:
-            value, attributes = self.measure(subnet)
+            network, before = self.network(subnet)
+            value, attributes = self._judged(network, before)
             values = [value]
             values += [self.measure(subnet, repeat=k)[0] for k in range(1, self.repeats)]
             value = float(np.mean(values)) if self.repeats > 1 else value
@@ -223,8 +227,9 @@ class Objective:
         except DivergedError as error:
             trial.set_user_attr("diverged", str(error))
             value, attributes = math.nan, {}
-        if self.measured_on is not None and not math.isnan(value):
-            attributes |= self._latencies(subnet, costs)
+        else:
+            if self.measured_on is not None and not math.isnan(value):
+                attributes |= self._latencies(network, costs)
         attributes["seconds"] = round(time.perf_counter() - started, 3)
         if (predicted := running_trial_attribute(trial, "predicted")) is not None:
             attributes["predicted_mean"], attributes["predicted_std"] = predicted
@@ -245,6 +250,19 @@ class Objective:
         Raises:
             DivergedError: Its finetuning diverged.
         """
+        quantized, before = self.network(subnet, finetune=finetune, repeat=repeat)
+        return self._judged(quantized, before)
+
+    def network(
+        self, subnet: Subnet, *, finetune: FinetuneOptions | None = None, repeat: int = 0
+    ) -> tuple[SubnetModule, float]:
+        """The quantized, finetuned network that `measure` judges, and its fp32 accuracy before.
+
+        The same subnet and options give the same network.
+
+        Raises:
+            DivergedError: Its finetuning diverged.
+        """
         options = finetune or self.finetune
         seed = (genotype_seed(subnet) + REPEAT_SEED * repeat) % 2**32
         module = fp32_network(self.supernet, subnet, self.data, options.calibration_images, seed)
@@ -258,7 +276,11 @@ class Objective:
                 quantized, self.data, options, seed=seed, teacher=teacher,
                 report=lambda step, loss: bar.update(1),
             )  # fmt: skip
-        value = accuracy(quantized, self.data, limit=self.images)
+        return quantized, before
+
+    def _judged(self, network: SubnetModule, before: float) -> tuple[float, dict[str, Any]]:
+        subnet = network.description
+        value = accuracy(network, self.data, limit=self.images)
         attributes = {
             "fp32_accuracy": before,
             "bitops": subnet.bitops,
@@ -267,11 +289,11 @@ class Objective:
         }
         return value, attributes
 
-    def _latencies(self, subnet: Subnet, costs: tuple[float, ...]) -> dict[str, Any]:
+    def _latencies(self, network: SubnetModule, costs: tuple[float, ...]) -> dict[str, Any]:
         """What the real network takes, beside what the table says."""
         assert self.measured_on is not None
         try:
-            (measured,) = self.measured_on.measure([subnet])
+            (measured,) = self.measured_on.measure_networks([network])
         except Exception as error:  # a board that is gone must not cost the trial its accuracy
             return {"not_measured": f"{type(error).__name__}: {error}"}
         found = {

@@ -2,6 +2,7 @@
 
 from apq_optuna.commands.cache import cache
 from apq_optuna.commands.compare import compare
+from apq_optuna.commands.export import export
 from apq_optuna.commands.hardware import hardware
 from apq_optuna.commands.ledger import ledger
 from apq_optuna.commands.models import trace
@@ -14,6 +15,7 @@ __all__ = [
     "cache",
     "collect",
     "compare",
+    "export",
     "finetune",
     "hardware",
     "ledger",

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,17 @@ from apq_optuna._files import alone
 from apq_optuna._progress import follow, progress_bar
 from apq_optuna._threads import SharedCores
 from apq_optuna.errors import InvalidArgumentError, SpaceError
+from apq_optuna.networks import TracedFamily
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
     from apq_optuna.hardware import CostTable, Device
     from apq_optuna.ledger import Entry, Ledger
+    from apq_optuna.networks import Subnet
     from apq_optuna.pairs import PairStore
     from apq_optuna.space import SearchSpace
-    from apq_optuna.supernet import Supernet
+    from apq_optuna.supernet import SubnetModule, Supernet
 
 
 CORRECTING_NETWORKS = 5
@@ -212,7 +214,7 @@ def cost_table(
         return device.table(supernet.space)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"hardware-{file_name(device.name)}.json"
-    networks = CORRECTING_NETWORKS if runs_whole(device, supernet.space) else 0
+    networks = CORRECTING_NETWORKS if runs_whole(device, supernet.space, supernet) else 0
     with alone(path):  # workers that start together: one measures, the others wait for it
         if path.exists():
             table = CostTable.load(path)
@@ -225,7 +227,9 @@ def cost_table(
                 "one, move it and give it as --hardware"
             )
         say(f"measuring the costs of {device.name}, kept in {path}")
-        return measured_table(device, supernet.space, path, networks=networks, ledger=ledger)
+        return measured_table(
+            device, supernet.space, path, networks=networks, ledger=ledger, supernet=supernet
+        )
 
 
 def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) -> str:
@@ -235,10 +239,18 @@ def _measured_otherwise(table: CostTable, device: Device, space: SearchSpace) ->
     return ", ".join(f"{name} {table.provenance.get(name)!r}" for name in differing)
 
 
-def runs_whole(device: Device | None, space: SearchSpace) -> bool:
-    """Whether a device measures whole networks of a space: whose wiring is known."""
+def runs_whole(
+    device: Device | None, space: SearchSpace, supernet: Supernet | None = None
+) -> bool:
+    """Whether a device measures whole networks of a space: their wiring is known, or there are
+    modules and the device runs those."""
+    from apq_optuna.hardware import Device
+
     if device is None or not device.runs_networks:
         return False
+    own = type(device).measure_networks is not Device.measure_networks
+    if supernet is not None and own:
+        return True
     try:
         space.decode(space.extreme(largest=False)[0]).steps()
     except SpaceError as error:
@@ -249,20 +261,32 @@ def runs_whole(device: Device | None, space: SearchSpace) -> bool:
 
 def measured_table(
     device: Device, space: SearchSpace, path: Path | None = None, *, networks: int = 0,
-    ledger: Ledger | None = None,
+    ledger: Ledger | None = None, supernet: Supernet | None = None,
 ) -> CostTable:  # fmt: skip
     """A device's table, corrected by whole networks if some are asked for, written to `path`."""
     if ledger is None or device.rounds == 1:  # computed, not measured
-        return _table_of(device, space, path, networks)
+        return _table_of(device, space, path, networks, supernet)
     with ledger.task(
         "hardware", subject=device.name, target=device.name, scope="device", units="visits"
     ) as entry:
-        return _table_of(device, space, path, networks, entry)
+        return _table_of(device, space, path, networks, supernet, entry)
+
+
+def _module_maker(
+    space: SearchSpace, supernet: Supernet | None
+) -> Callable[[Subnet], SubnetModule] | None:
+    """What makes modules of subnets, where their wiring is in nothing else."""
+    from apq_optuna.quantization import quantize_network
+
+    if supernet is None or not isinstance(space.family, TracedFamily):
+        return None
+    net = supernet
+    return lambda subnet: quantize_network(net.subnet(subnet), subnet)
 
 
 def _table_of(
     device: Device, space: SearchSpace, path: Path | None, networks: int,
-    entry: Entry | None = None,
+    supernet: Supernet | None, entry: Entry | None = None,
 ) -> CostTable:  # fmt: skip
     from apq_optuna.hardware.tables.calibrate import calibration_networks, correct
 
@@ -281,7 +305,8 @@ def _table_of(
     if networks:
         with progress_bar(1, f"{device.name}: networks") as bar:
             chosen = calibration_networks(table, space, networks)
-            table = correct(table, device, chosen, report=follow(bar))
+            maker = _module_maker(space, supernet)
+            table = correct(table, device, chosen, network=maker, report=follow(bar))
         about = table.provenance["correction"]
         say(
             f"corrected by {networks} whole networks: x{about['scale']:.3f} and "

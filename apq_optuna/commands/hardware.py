@@ -23,11 +23,12 @@ from apq_optuna.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from apq_optuna.hardware import CostTable, Device
     from apq_optuna.space import SearchSpace
+    from apq_optuna.supernet import Supernet
 
 
 def hardware(arguments: Any) -> int:
     actions = {"list": _list, "build": _build, "check": _check, "show": _show,
-               "compare": _compare, "price": _price}  # fmt: skip
+               "compare": _compare, "price": _price, "measure": _measure}  # fmt: skip
     return actions[arguments.action](arguments) or 0
 
 
@@ -46,7 +47,7 @@ def _list(arguments: Any) -> None:
 
 
 def _build(arguments: Any) -> None:
-    space = _space(arguments)
+    space, supernet = _space_and_net(arguments)
     out: Path = arguments.out
     if out.suffix.lower() not in (".json", ".csv"):
         raise InvalidArgumentError(f"--out {out}: name it .json or .csv")
@@ -66,7 +67,7 @@ def _build(arguments: Any) -> None:
     if networks is not None and networks < 0:
         raise InvalidArgumentError(f"--networks {networks}: cannot be negative")
     if networks is None:
-        networks = CORRECTING_NETWORKS if runs_whole(device, space) else 0
+        networks = CORRECTING_NETWORKS if runs_whole(device, space, supernet) else 0
     if networks and not device.runs_networks:
         raise InvalidArgumentError(
             f"--networks {networks}: {device.name!r} runs no whole networks"
@@ -75,7 +76,7 @@ def _build(arguments: Any) -> None:
         run_folder(arguments)  # the ledger is there
     if device.rounds > 1:
         say(_expected(device, space))
-    table = measured_table(device, space, out, networks=networks, ledger=ledger)
+    table = measured_table(device, space, out, networks=networks, ledger=ledger, supernet=supernet)
     say(f"{len(table.entries)} entries in {time.perf_counter() - started:.2f} s: {out}")
     source = f"--run {arguments.run}" if arguments.run else f"--preset {arguments.preset}"
     say(f"next: {program_path()} hardware check {out} {source}")
@@ -204,19 +205,61 @@ def _price(arguments: Any) -> None:
         f"{device.name}: {ms:.4f} ms{energy}")  # fmt: skip
 
 
+def _measure(arguments: Any) -> None:
+    """Times ONNX files here, or takes in what was timed elsewhere."""
+    import json
+
+    from apq_optuna.commands.common import stored_study
+    from apq_optuna.export.measure import measure_file
+    from apq_optuna.export.running import PRECISE
+    from apq_optuna.report import keep_measurement
+
+    if arguments.trial is not None and (arguments.run is None or len(arguments.files) != 1):
+        raise InvalidArgumentError("--trial goes with --run, and with one file")
+    for path in arguments.files:
+        try:
+            if path.suffix == ".json":
+                found = json.loads(path.read_text())
+                told = f"{found['latency_ms']:.4f} ms on {found['processor']}"
+            else:
+                found = measure_file(
+                    path, threads=arguments.threads or 1, rounds=arguments.rounds,
+                    repeats=arguments.repeats, settings=PRECISE if arguments.precise else None,
+                )  # fmt: skip
+                told = (
+                    f"{found['latency_ms']:.4f} ms (spread {found['spread_ms']:.4f}; reference "
+                    f"{found['reference_ms']:.4f} ms) on {found['processor']}, "
+                    f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+                )
+        except Exception as error:  # no file, no model, or one that the runtime cannot run
+            raise InvalidArgumentError(f"{path}: {type(error).__name__}: {error}") from error
+        say(f"{path}: {told}")
+        if arguments.out:
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.trial is not None:
+        study = stored_study(arguments)
+        keep_measurement(study, arguments.trial, found)
+        say(f"kept with trial {arguments.trial} of {arguments.study!r}: `report` shows it")
+
+
 # ---------------------------------------------------------------------- arguments
 
 
 def _space(arguments: Any) -> SearchSpace:
+    return _space_and_net(arguments)[0]
+
+
+def _space_and_net(arguments: Any) -> tuple[SearchSpace, Supernet | None]:
     from apq_optuna.space import SearchSpace
 
     if (arguments.preset is None) == (arguments.run is None):
         raise InvalidArgumentError("give either --preset or --run")
     if arguments.preset:
-        return SearchSpace.preset(arguments.preset)
+        return SearchSpace.preset(arguments.preset), None
     from apq_optuna.supernet import load_net
 
-    return load_net(str(arguments.run).removeprefix("pretrained:"), trusted=True).space
+    net = load_net(str(arguments.run).removeprefix("pretrained:"), trusted=True)
+    return net.space, net
 
 
 def _device(arguments: Any, name: str | None = None) -> Device:

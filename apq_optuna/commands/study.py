@@ -68,7 +68,7 @@ def search(arguments: Any) -> None:
     measured_on = find_device(arguments.measure_on) if arguments.measure_on else None
     # one that runs no networks at all the objective refuses
     measures = measured_on is not None and measured_on.runs_networks
-    if measures and not runs_whole(measured_on, supernet.space):
+    if measures and not runs_whole(measured_on, supernet.space, supernet):
         raise InvalidArgumentError(f"--measure-on {arguments.measure_on}: see above")
     costs = cost_table(arguments.hardware, supernet, run_folder(arguments), ledger)
     data = supernet_images(arguments, supernet)

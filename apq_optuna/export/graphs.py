@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apq_optuna.errors import InvalidArgumentError
-from apq_optuna.networks import ConvLayer, Subnet, as_pair
+from apq_optuna.export.codes import Grid, LayerCodes
+from apq_optuna.export.placing import place
+from apq_optuna.export.wiring import wired
+from apq_optuna.networks import FLOAT_BITS, ConvLayer, PlacedLayer, Step, Subnet, as_pair
 
 OPSET, IR_VERSION = 17, 9
 SCALE, WEIGHT_SCALE = 0.02, 0.01
-UNSIGNED, SIGNED = 0, 128
-"""Zero points of activations after a ReLU, and of others."""
+UNSIGNED = 0
+"""Zero point of activations after a ReLU."""
 
 
 def layer_graph(layer: ConvLayer, *, int8: bool, copies: int) -> tuple[bytes, tuple[int, ...]]:
@@ -62,50 +64,47 @@ def layer_graph(layer: ConvLayer, *, int8: bool, copies: int) -> tuple[bytes, tu
     return graph.serialised([("x", kind, shape)], [(y, kind) for y in outputs]), shape
 
 
-def subnet_graph(subnet: Subnet, int8: Sequence[bool]) -> tuple[bytes, tuple[int, ...]]:
-    """A whole network, wired as its steps say.
+def subnet_graph(subnet: Subnet) -> bytes:
+    """A whole network of random weights, laid out as `export_onnx` lays out trained ones.
 
-    Args:
-        subnet: The network.
-        int8: For each of its layers, in order, whether it is quantized.
-
-    Returns:
-        The serialised model, and the shape of its input `x`, one float32 image.
+    Raises:
+        SpaceError: The family does not say how its networks are wired.
     """
-    graph, placed = _Graph(), list(subnet.layers())
-    outputs: dict[int, str] = {-1: "x"}
-    for number, step in enumerate(subnet.steps()):
-        inputs = [outputs[source] for source in step.inputs]
+    rng, steps = np.random.default_rng(0), subnet.steps()
+    signed = [True] * len(steps)
+    for step in steps:
         if step.operation == "layer":
-            y = _applied(graph, inputs[0], placed[step.layer].layer, int8[step.layer], step.relu)
-        elif step.operation == "add":
-            y = graph.add("Add", inputs)
-            y = graph.requantized(y) if all(map(graph.is_quantized, inputs)) else y
-        elif step.operation == "concat":
-            y = graph.add("Concat", inputs, axis=1)
-            y = graph.requantized(y) if all(map(graph.is_quantized, inputs)) else y
-        elif step.operation == "mean":
-            y = _mean(graph, inputs[0])
-        else:
-            raise InvalidArgumentError(f"step {number} is {step.operation!r}: has no graph")
-        outputs[number] = y
-    shape = (1, *subnet.family.input_shape)
-    return graph.serialised([("x", np.float32, shape)], [(y, np.float32)]), shape
+            signed[step.layer] = not _positive(steps, step.inputs[0])
+    codes = [_random_codes(p, s, rng) for p, s in zip(subnet.layers(), signed, strict=False)]
+    graph, of_weight = wired(subnet, codes)
+    place(graph, of_weight, codes)
+    return bytes(graph.model(OPSET, "measured").SerializeToString())
 
 
-def _applied(graph: _Graph, x: str, layer: ConvLayer, int8: bool, relu: bool) -> str:
-    """A layer with its input and output as integers where it is quantized."""
-    y = graph.layer(graph.requantized(x) if int8 else x, layer, int8=int8, relu=relu)
-    return graph.requantized(y, UNSIGNED if relu else SIGNED) if int8 else y
+def _positive(steps: Sequence[Step], number: int) -> bool:
+    """Whether a step's output cannot be negative."""
+    if number < 0:
+        return False
+    step = steps[number]
+    return step.relu or (step.operation == "mean" and _positive(steps, step.inputs[0]))
 
 
-def _mean(graph: _Graph, x: str) -> str:
-    """The mean over pixels, flat."""
-    pooled = graph.add("GlobalAveragePool", [x])
-    if graph.is_quantized(x):
-        pooled = graph.requantized(pooled, UNSIGNED)
-    flat = graph.add("Flatten", [pooled])
-    return graph.requantized(flat, UNSIGNED) if graph.is_quantized(pooled) else flat
+def _random_codes(placed: PlacedLayer, signed: bool, rng: np.random.Generator) -> LayerCodes:
+    """A layer of random weights at its bit-widths."""
+    layer, outputs = placed.layer, placed.layer.out_channels
+    kernel = () if layer.linear else as_pair(layer.kernel_size)
+    shape = (outputs, layer.in_channels // layer.groups, *kernel)
+    scale, grid = None, None
+    if placed.w_bits == FLOAT_BITS:
+        weight: NDArray[Any] = rng.standard_normal(shape, np.float32) * np.float32(0.1)
+    else:
+        half = 1 << (placed.w_bits - 1)
+        weight = rng.integers(-half, half, shape).astype(np.int8)
+        scale = np.full(outputs, WEIGHT_SCALE, np.float32)
+    if placed.a_bits != FLOAT_BITS:
+        grid = Grid.of(SCALE, placed.a_bits, signed=signed)
+    bias = np.zeros(outputs, np.float32)
+    return LayerCodes(placed.name, placed.w_bits, placed.a_bits, weight, scale, bias, grid)
 
 
 class _Graph:
@@ -118,7 +117,6 @@ class _Graph:
         self._rng = np.random.default_rng(0)
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
-        self._quantized: set[str] = set()
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """A node; returns the name of its output."""
@@ -140,19 +138,7 @@ class _Graph:
     def dequantized(self, x: str, zero_point: int) -> str:
         """uint8 to float32."""
         step = [self.constant(np.float32(SCALE)), self.constant(np.uint8(zero_point))]
-        y = self.add("DequantizeLinear", [x, *step])
-        self._quantized.add(y)
-        return y
-
-    def requantized(self, x: str, zero_point: int = SIGNED) -> str:
-        """`x` as integers would carry it, unless they do already."""
-        if self.is_quantized(x):
-            return x
-        return self.dequantized(self.quantized(x, zero_point), zero_point)
-
-    def is_quantized(self, x: str) -> bool:
-        """Whether integers carry a tensor."""
-        return x in self._quantized
+        return self.add("DequantizeLinear", [x, *step])
 
     def layer(self, x: str, layer: ConvLayer, *, int8: bool, relu: bool) -> str:
         """A convolution or linear layer with bias, and a ReLU where there is one."""

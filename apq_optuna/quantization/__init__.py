@@ -13,6 +13,7 @@ from apq_optuna.quantization.network import (
     fold_network,
     load_network,
     quantize_network,
+    round_biases,
     save_network,
 )
 from apq_optuna.quantization.quantizers import (
@@ -37,5 +38,6 @@ __all__ = [
     "quantize",
     "quantize_network",
     "quantized_network",
+    "round_biases",
     "save_network",
 ]

@@ -27,6 +27,9 @@ from apq_optuna.supernet import ConvNorm, Slot, SubnetModule, module_of
 from apq_optuna.supernet.convolution import conv2d
 from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
+LARGEST_BIAS = 2**31 - 2**8
+"""In units of the products it is added to; an int32, with room for the float that holds it."""
+
 CALIBRATION_VALUES = 1 << 16
 """Activations looked at when a step size is started."""
 
@@ -118,7 +121,7 @@ class QuantizedLayer(nn.Module):
             x = fake_quantize(x, self.activation_scale, *self.activation_codes)
         weight = self.quantized_weight()
         if (inner := self.__dict__["inner"]) is not None:
-            y = _computed_by(inner, x, weight, self.bias)
+            y = computed_by(inner, x, weight, self.bias)
         elif weight.ndim == 2:
             y = F.linear(x, weight, self.bias)
         elif self._square:
@@ -131,7 +134,7 @@ class QuantizedLayer(nn.Module):
         return F.relu(y, inplace=True) if self.relu else y
 
 
-def _computed_by(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def computed_by(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What a layer makes of its input with other weights."""
     given = {"weight": weight}
     if getattr(layer, "bias", None) is not None:
@@ -277,6 +280,30 @@ def calibrate(module: nn.Module, images: Tensor) -> None:
     finally:
         for layer in layers:
             layer.calibrating = False
+
+
+@torch.no_grad()
+def round_biases(module: nn.Module) -> bool:
+    """Rounds biases to what integer runtimes add: int32 in units of the products they are added
+    to, the step of the input times that of the weights (Jacob et al., CVPR 2018, section 2.4).
+
+    Layers with a float operand keep theirs, and so do channels whose weights are all 0, and those
+    whose bias no int32 is at that unit.
+
+    Returns:
+        Whether any changed: biases that were rounded before do not.
+    """
+    changed = False
+    for layer in quantized_layers(module):
+        if FLOAT_BITS in (layer.w_bits, layer.a_bits):
+            continue
+        unit = layer.weight_scale.flatten().double() * layer.activation_scale.double()
+        whole = (layer.bias.double() / unit).round()
+        kept = (layer.quantized_weight().flatten(1) == 0).all(1) | (whole.abs() > LARGEST_BIAS)
+        rounded = torch.where(kept, layer.bias, (whole * unit).to(layer.bias.dtype))
+        changed |= not torch.equal(rounded, layer.bias)
+        layer.bias.copy_(rounded)
+    return changed
 
 
 # ---------------------------------------------------------------------- files

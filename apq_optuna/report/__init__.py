@@ -2,6 +2,7 @@
 
 from apq_optuna.report.report import (
     ParetoReport,
+    keep_measurement,
     remember,
     save_to_dashboard,
     stored_baselines,
@@ -13,6 +14,7 @@ from apq_optuna.report.summary import StudySummary, stored_space, summarise
 __all__ = [
     "ParetoReport",
     "StudySummary",
+    "keep_measurement",
     "remember",
     "save_to_dashboard",
     "stored_baselines",

@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from apq_optuna._files import replace_file
-from apq_optuna._optuna import set_study_attribute, study_attribute
+from apq_optuna._optuna import EXPORTED, set_study_attribute, study_attribute
 from apq_optuna.errors import ApqError, InvalidArgumentError
 from apq_optuna.networks import Genotypes, Subnet
 from apq_optuna.report import network_plots, plots
@@ -194,6 +194,29 @@ def remember(
 def stored_baselines(study: Study) -> list[dict[str, Any]]:
     """The uniform networks `remember` stored."""
     return list(study_attribute(study, "baselines") or [])
+
+
+def keep_measurement(study: Study, trial: int, found: Mapping[str, Any]) -> None:
+    """Stores what a trial's exported file took somewhere; the latest counts in reports.
+
+    Args:
+        study: The study.
+        trial: Number of a completed trial.
+        found: From `export.measure_file`, here or elsewhere.
+
+    Raises:
+        InvalidArgumentError: There is no such trial, or `found` is no measurement.
+    """
+    if trial not in summarise(study).numbers:
+        raise InvalidArgumentError(
+            f"trial={trial}: the study has no completed trial of that number"
+        )
+    names = ("latency_ms", "spread_ms", "processor", "threads", "file", "sha256", "date")
+    if missing := [name for name in names if name not in found]:
+        raise InvalidArgumentError(
+            f"found: no {missing[0]!r}; give what `apq-optuna hardware measure` wrote"
+        )
+    set_study_attribute(study, f"{EXPORTED}{trial}", {name: found[name] for name in names})
 
 
 # ---------------------------------------------------------------------- files and dashboard

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from apq_optuna._optuna import confirmed_values, study_attribute, trials_of
+from apq_optuna._optuna import confirmed_values, exported_values, study_attribute, trials_of
 from apq_optuna._text import aligned
 from apq_optuna.errors import SpaceError, StudyMismatchError
 from apq_optuna.networks import Genotypes
@@ -36,6 +37,7 @@ class StudySummary:
         space: The joint space of its networks; None where the study does not say.
         confirmed: Accuracies of trials that were measured again, by trial number; the trial's own
             is not among them.
+        exported: What the exported files of trials took, by trial number.
     """
 
     metric_names: list[str]
@@ -48,6 +50,15 @@ class StudySummary:
     states: dict[str, int]
     space: SearchSpace | None = None
     confirmed: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    exported: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def measured(self, index: int) -> float | None:
+        """Latency of a trial's network where it was run for real, ms: of its exported file, else
+        of the trial itself."""
+        if (found := self.exported.get(int(self.numbers[index]))) is not None:
+            return float(found["latency_ms"])
+        value = self.trials[index].user_attrs.get("measured_latency_ms")
+        return None if value is None else float(value)
 
     def again(self, index: int) -> tuple[float, float, int] | None:
         """Mean, deviation (NaN of one) and number of a trial's further measurements, if any."""
@@ -116,6 +127,8 @@ class StudySummary:
             lines.append(f"{again[2]} further seeds: {again[0]:.4g} +- {again[1]:.2g}")
         elif "accuracy_std" in attributes:
             lines.append(f"deviation over seeds: {attributes['accuracy_std']:.2g}")
+        if (latency := self.measured(index)) is not None:
+            lines.append(f"measured: {latency:.4g} ms")
         if "macs" in attributes:
             lines.append(f"{attributes['macs'] / 1e6:.2f} MMACs")
         if np.isfinite(bits := self.mean_bits(index)):
@@ -124,7 +137,10 @@ class StudySummary:
 
     def table(self) -> str:
         """The front as aligned text, one line a trial."""
-        header = ["trial", *self.metric_names, "fp32", "MMACs", "mean bits"]
+        measured = {int(i): self.measured(int(i)) for i in self.front}
+        some = any(value is not None for value in measured.values())
+        header = ["trial", *self.metric_names, *["measured"] * some, "fp32", "MMACs"]
+        header.append("mean bits")
         header[2:2] = ["again", "+-"] if self.confirmed else []
         rows = [header]
         for i in self.front:
@@ -139,12 +155,17 @@ class StudySummary:
                     f"{self.values[i][0]:.4f}",
                     *(more if self.confirmed else ()),
                     *(f"{value:.4f}" for value in self.values[i][1:]),
+                    *([_or_dash(measured[int(i)])] if some else ()),
                     "" if fp32 is None else f"{fp32:.4f}",
                     "" if macs is None else f"{macs / 1e6:.2f}",
                     f"{bits:.2f}" if np.isfinite(bits) else "",
                 ]
             )
         return aligned(rows)
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def stored_space(study: Study) -> SearchSpace | None:
@@ -195,5 +216,5 @@ def summarise(study: Study, space: SearchSpace | None = None) -> StudySummary:
         list(names), np.array([t.number for t in trials], np.int64), values, signs, predicted,
         front, trials, states,
         space or stored_space(study) or getattr(study.sampler, "space", None),
-        confirmed_values(study) if trials else {},
+        confirmed_values(study) if trials else {}, exported_values(study) if trials else {},
     )  # fmt: skip

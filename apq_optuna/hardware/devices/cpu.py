@@ -10,20 +10,14 @@ visit that met a slow moment is repeated a little later.
 
 from __future__ import annotations
 
-import os
 import platform
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from apq_optuna.errors import CostTableError
 from apq_optuna.export.graphs import layer_graph, subnet_graph
+from apq_optuna.export.measure import Run, cores, processor_name, rounds_over, visit
 from apq_optuna.hardware.costs import (
     Cost,
     Measurement,
@@ -35,26 +29,11 @@ from apq_optuna.hardware.costs import (
 from apq_optuna.hardware.devices.device import Device
 from apq_optuna.networks import FLOAT_BITS, ConvLayer, Subnet
 
+if TYPE_CHECKING:
+    from apq_optuna.supernet import SubnetModule
+
 COPIES = 5
 """Copies of a layer in its graph, so that starting a run is a small part of its time."""
-
-WARM_UP = 5
-"""Runs before the first that counts."""
-
-FEWEST, LONGEST_S = 10, 0.1
-"""Repeats end early after this many, once they have taken so long."""
-
-
-DISTURBED = 1.15
-"""The reference takes so much longer than at its best while something disturbs."""
-
-WAITS_S = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Before each further try; what the least disturbed one measured then counts."""
-
-REMEMBERED = 60
-"""Timings of the reference that its best is the best of."""
-
-REFERENCE = ConvLayer(64, 64, 16, 3, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -119,23 +98,8 @@ class CPU(Device):
         if min(layer.output_size) < 1:
             raise CostTableError(f"{layer} has no output: its input is smaller than its kernel")
         int8 = self.executes(w_bits, a_bits) == (8, 8)
-        model, shape = layer_graph(layer, int8=int8, copies=COPIES)
-        run = _Run(model, shape, self.threads, np.uint8 if int8 else np.float32)
-        return self._visit(run) / COPIES, None
-
-    def _visit(self, run: _Run) -> float:
-        """Median latency of a visit in an undisturbed moment, ms."""
-        reference = _reference(self.threads)
-        tries: list[tuple[float, float]] = []
-        for wait in (0.0, *WAITS_S):
-            time.sleep(wait)
-            before = reference.slowness()
-            latency = run.median_ms(self.repeats)
-            slowness = max(before, reference.slowness())
-            if slowness < DISTURBED:
-                return latency
-            tries.append((slowness, latency))
-        return min(tries)[1]
+        run = Run(layer_graph(layer, int8=int8, copies=COPIES)[0], self.threads)
+        return visit(run, self.repeats, self.threads) / COPIES, None
 
     def measure(
         self, subnets: Sequence[Subnet], *, report: Report | None = None
@@ -148,105 +112,27 @@ class CPU(Device):
         for subnet in subnets:
             for placed in subnet.layers():
                 self.check_bits(placed.w_bits, placed.a_bits)
-        runs = []
-        for subnet in subnets:
-            int8 = [self.executes(p.w_bits, p.a_bits) == (8, 8) for p in subnet.layers()]
-            model, shape = subnet_graph(subnet, int8)
-            runs.append(_Run(model, shape, self.threads, np.float32))
-        latencies = np.empty((self.rounds, len(runs)))
-        for turn in range(self.rounds):
-            time.sleep(self.pause_s if turn else 0.0)
-            for i, run in enumerate(runs):
-                latencies[turn, i] = self._visit(run)
-                if report is not None:
-                    report(turn * len(runs) + i + 1, latencies.size)
+        return self._timed([subnet_graph(subnet) for subnet in subnets], report)
+
+    def measure_networks(
+        self, networks: Sequence[SubnetModule], *, report: Report | None = None
+    ) -> list[Measurement]:
+        """Latency of quantized networks as `export_onnx` writes them.
+
+        Raises:
+            SpaceError: A network's code cannot be written as a graph.
+        """
+        from apq_optuna.export.building import build_onnx  # torch, which a table does without
+
+        return self._timed([build_onnx(network).content for network in networks], report)
+
+    def _timed(self, models: Sequence[bytes], report: Report | None) -> list[Measurement]:
+        latencies = rounds_over(
+            [Run(model, self.threads) for model in models], rounds=self.rounds,
+            repeats=self.repeats, threads=self.threads, pause_s=self.pause_s, report=report,
+        )  # fmt: skip
         return [Measurement.of(column) for column in latencies.T]
 
 
 cpu = CPU
 """This machine; how it is measured can be given."""
-
-
-class _Run:
-    """A model in the runtime, its input and outputs in place, ready to be timed."""
-
-    def __init__(
-        self, model: bytes, shape: tuple[int, ...], threads: int, kind: type[np.generic]
-    ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-        rng = np.random.default_rng(0)
-        values: NDArray[Any] = rng.random(shape, np.float32)
-        if kind is np.uint8:
-            values = (values * 255).astype(np.uint8)
-        self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(values))
-        for output in self._session.get_outputs():
-            self._binding.bind_output(output.name)
-        self._session.run_with_iobinding(self._binding)  # allocates the outputs, now kept
-        for output, value in zip(
-            self._session.get_outputs(), self._binding.get_outputs(), strict=True
-        ):
-            self._binding.bind_ortvalue_output(output.name, value)
-
-    def median_ms(self, repeats: int) -> float:
-        """Median of the repeats, after a warm-up."""
-        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter
-        for _ in range(WARM_UP):
-            run(binding)
-        seconds = []
-        started = clock()
-        for done in range(repeats):
-            before = clock()
-            run(binding)
-            after = clock()
-            seconds.append(after - before)
-            if done + 1 >= FEWEST and after - started > LONGEST_S:
-                break
-        return float(np.median(seconds)) * 1e3
-
-
-class _Reference:
-    """A graph that always takes the same, unless something disturbs."""
-
-    def __init__(self, threads: int) -> None:
-        model, shape = layer_graph(REFERENCE, int8=True, copies=1)
-        self._run = _Run(model, shape, threads, np.uint8)
-        self._latest = deque((self._run.median_ms(FEWEST) for _ in range(20)), REMEMBERED)
-
-    def slowness(self) -> float:
-        """What it takes now over its best lately.
-
-        Lately: a processor that has become slower for good is soon no longer taken for disturbed.
-        """
-        now = self._run.median_ms(FEWEST)
-        self._latest.append(now)
-        return now / min(self._latest)
-
-
-@cache
-def _reference(threads: int) -> _Reference:
-    return _Reference(threads)
-
-
-def processor_name() -> str:
-    """What the machine calls its processor."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -36,6 +36,7 @@ from apq_optuna.space import SearchSpace
 
 if TYPE_CHECKING:
     from apq_optuna.hardware.tables.table import CostTable
+    from apq_optuna.supernet import SubnetModule
 
 
 class Device:
@@ -85,6 +86,19 @@ class Device:
             MissingCostError: The device runs no whole networks, or not these bit-widths.
         """
         raise MissingCostError(f"device {self.name!r} runs no whole networks")
+
+    def measure_networks(
+        self, networks: Sequence[SubnetModule], *, report: Report | None = None
+    ) -> list[Measurement]:
+        """Latency of trained, quantized networks; by default as `measure` has it.
+
+        A device that runs what was trained, not just its shapes, does it here.
+
+        Raises:
+            MissingCostError: The device runs no whole networks, or not these bit-widths.
+            SpaceError: Networks of this family cannot be run.
+        """
+        return self.measure([network.description for network in networks], report=report)
 
     def check_bits(self, w_bits: int, a_bits: int) -> tuple[int, int]:
         """Bit-widths as Python's integers, of whatever kind they are.

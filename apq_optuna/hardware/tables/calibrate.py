@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from apq_optuna.hardware.tables.correction import fit_correction
 from apq_optuna.hardware.tables.table import CostTable
 from apq_optuna.networks import Subnet
 from apq_optuna.space import SearchSpace
+
+if TYPE_CHECKING:
+    from apq_optuna.supernet import SubnetModule
 
 
 def random_networks(space: SearchSpace, n: int, seed: int = 0) -> list[Subnet]:
@@ -45,7 +49,12 @@ def calibration_networks(
 
 
 def correct(
-    table: CostTable, device: Device, subnets: Iterable[Subnet], *, report: Report | None = None
+    table: CostTable,
+    device: Device,
+    subnets: Iterable[Subnet],
+    *,
+    network: Callable[[Subnet], SubnetModule] | None = None,
+    report: Report | None = None,
 ) -> CostTable:
     """The table corrected by what the device takes for a few whole networks.
 
@@ -53,6 +62,8 @@ def correct(
         table: Sums of the device's layers.
         device: Runs the networks.
         subnets: The networks, at least one.
+        network: Makes a subnet's quantized module, for families whose wiring only modules know;
+            without, the device runs what the subnets say.
         report: Told how much of the measuring is done.
 
     Raises:
@@ -60,6 +71,10 @@ def correct(
         InvalidArgumentError: No networks.
     """
     subnets = list(subnets)
-    measured = [m.latency_ms for m in device.measure(subnets, report=report)]
+    if network is None:
+        found = device.measure(subnets, report=report)
+    else:
+        found = device.measure_networks([network(subnet) for subnet in subnets], report=report)
+    measured = [m.latency_ms for m in found]
     summed = [table.network_cost(subnet.layers())[0] for subnet in subnets]
     return table.corrected(fit_correction(summed, measured))

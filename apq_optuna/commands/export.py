@@ -1,0 +1,314 @@
+"""From a trial or a finished network to a file for runtimes: written, proven, timed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apq_optuna.commands.common import (
+    cost_table,
+    load_supernet,
+    program_path,
+    run_folder,
+    say,
+    set_threads,
+    stored_study,
+)
+from apq_optuna.commands.images import load_images, supernet_images
+from apq_optuna.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from apq_optuna.data import ImageData
+    from apq_optuna.supernet import SubnetModule, Supernet
+
+SHOWN = 8
+"""Layers without integer kernels that are listed."""
+
+
+def export(arguments: Any) -> None:
+    from apq_optuna.export.writing import check_writable, export_onnx
+
+    if (arguments.folder is None) == (arguments.run is None):
+        raise InvalidArgumentError(
+            "give either the folder of a finished network, or --run with the --trial of a study"
+        )
+    set_threads(arguments)
+    study: Study | None = None
+    supernet: Supernet | None = None
+    number: int | None = None
+    if arguments.run is not None:
+        supernet = load_supernet(arguments)
+        study = stored_study(arguments)
+        number = _trial(study, supernet, arguments)
+        out = arguments.out or run_folder(arguments) / f"trial-{number}.onnx"
+    else:
+        out = arguments.out or arguments.folder / "network.onnx"
+    if out.exists() and not arguments.overwrite:
+        raise InvalidArgumentError(f"--out {out} exists; give --overwrite, or another name")
+    check_writable(out)
+    if supernet is not None and study is not None and number is not None:
+        data: ImageData | None = supernet_images(arguments, supernet)
+        assert data is not None
+        network, about = _of_trial(arguments, study, supernet, data, number)
+    else:
+        network = _finished(arguments.folder)
+        about = network.about
+        data = _images(arguments, about)
+    if data is not None:
+        _check_normalised(data, about)
+        about = {
+            "class_names": list(data.class_names), "image_size": data.image_size,
+            "fit": data.fit, "mean": list(data.mean), "std": list(data.std), **about,
+        }  # fmt: skip
+    else:
+        say("note: no images (--data): nothing proves that the file computes the same")
+    report = export_onnx(
+        network, out, data=data, opset=arguments.opset, int4=arguments.int4,
+        reduce_range=arguments.reduce_range, round_outputs=arguments.round_outputs,
+        with_preprocessing=arguments.with_preprocessing, limit=arguments.images,
+        threads=arguments.threads or 0, about=about,
+    )  # fmt: skip
+    _tell(report, out)
+    if not arguments.no_measure:
+        found = _timed(arguments, out, network, supernet, study)
+        report["latency"] = found
+        out.with_name(out.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
+        if study is not None and number is not None:
+            from apq_optuna.report import keep_measurement
+
+            keep_measurement(study, number, found["file"])
+    say(f"report: {out}.json")
+    say(f"on another machine: copy {_measure_path()} beside it, then python measure.py {out.name}")
+
+
+def _measure_path() -> Path:
+    from apq_optuna.export import measure
+
+    return Path(measure.__file__)
+
+
+def _trial(study: Study, supernet: Supernet, arguments: Any) -> int:
+    """Number of the trial that is meant."""
+    from apq_optuna.report import summarise
+    from apq_optuna.report.report import chosen_subnet
+
+    if arguments.trial is not None:
+        states = {t.number: t.state.name.lower() for t in study.get_trials(deepcopy=False)}
+        state = states.get(arguments.trial)
+        if state != "complete":
+            raise InvalidArgumentError(
+                f"--trial {arguments.trial}: "
+                + (f"it did not complete ({state})" if state else "the study has no such trial")
+            )
+    chosen = chosen_subnet(summarise(study, supernet.space), arguments.trial)
+    if chosen is None:
+        raise InvalidArgumentError(f"--study {arguments.study!r} has no completed trial yet")
+    return chosen[0]
+
+
+def _finished(folder: Path) -> SubnetModule:
+    """The network of a finished folder, a run's own model included."""
+    from apq_optuna._checkpoints import read_checkpoint
+    from apq_optuna.networks import read_family
+    from apq_optuna.quantization import load_network
+    from apq_optuna.supernet.pretrained.sources import build_model
+
+    if not (folder / "network.safetensors").exists():
+        raise InvalidArgumentError(
+            f"{folder} is no finished network: it has no network.safetensors, which `finetune` "
+            "writes"
+        )
+    _, about = read_checkpoint(folder / "network.safetensors")
+    source = str(about.get("model") or "")
+    model = None
+    if source:
+        model = build_model(source, read_family(about["space"]).num_classes)
+    return load_network(folder, model=model)
+
+
+def _of_trial(
+    arguments: Any, study: Study, supernet: Supernet, data: ImageData, number: int
+) -> tuple[SubnetModule, Mapping[str, Any]]:
+    """A trial's finished network where there is one, else the network it was measured as."""
+    from apq_optuna._optuna import study_attribute
+    from apq_optuna.objective import Objective
+    from apq_optuna.quantization import FinetuneOptions
+    from apq_optuna.report import summarise
+    from apq_optuna.report.report import chosen_subnet
+
+    finished = run_folder(arguments) / f"finished-{number}"
+    if (finished / "network.safetensors").exists():
+        network = _finished(finished)
+        if network.about.get("study") == arguments.study:
+            say(f"trial {number}: its finished network, in {finished}")
+            return network, network.about
+    conditions = study_attribute(study, "objective")
+    if conditions is None:
+        raise InvalidArgumentError(
+            f"--study {arguments.study!r} does not say how its trials were measured; finish the "
+            f"trial: {program_path()} finetune --run {arguments.run} --trial {number}"
+        )
+    if conditions.get("supernet") not in (None, supernet.weights_hash):
+        raise InvalidArgumentError(
+            "the supernet is not the one that the trial was measured with; finish the trial "
+            "(`finetune`), or export from the run it belongs to"
+        )
+    known = {field.name for field in fields(FinetuneOptions)}
+    prefix = "finetune "
+    how = {k.removeprefix(prefix): v for k, v in conditions.items() if k.startswith(prefix)}
+    options = FinetuneOptions(**{"averaging": 0.0} | {k: v for k, v in how.items() if k in known})
+    say(
+        f"trial {number}: finetuning it as it was measured ({options.steps} steps); `finetune` "
+        "trains it fully"
+    )
+    objective = Objective(
+        supernet, data, finetune=options, device=arguments.device,
+        images=conditions.get("images"), progress=True,
+    )  # fmt: skip
+    summary = summarise(study, supernet.space)
+    chosen = chosen_subnet(summary, number)
+    assert chosen is not None
+    network, _ = objective.network(chosen[1])
+    supernet.to("cpu")
+    value = summary.values[int((summary.numbers == number).nonzero()[0][0])][0]
+    return network.to("cpu"), {"accuracy": {"trial": float(value)}}
+
+
+def _images(arguments: Any, about: Mapping[str, Any]) -> ImageData | None:
+    """The images of a finished network, where any are named."""
+    name = arguments.data or about.get("data")
+    if not name:
+        return None
+    info = {"name": name, "image_size": about.get("image_size"), "fit": about.get("fit", "crop")}
+    if about.get("mean") is not None:
+        info |= {"grayscale": len(about["mean"]) == 1}
+        info |= {"model_mean": about["mean"], "model_std": about["std"]}
+    return load_images(arguments, info)
+
+
+def _check_normalised(data: ImageData, about: Mapping[str, Any]) -> None:
+    """Refuses images that a network is not used to."""
+    import numpy as np
+
+    for name, now in (("mean", data.mean), ("std", data.std)):
+        before = about.get(name)
+        if before is not None and (
+            len(before) != len(now) or not np.allclose(before, now, atol=1e-5)
+        ):
+            raise InvalidArgumentError(
+                f"--data {data.name}: its images have {name} {list(now)}, the network was trained "
+                f"on images with {before}"
+            )
+    names = about.get("class_names")
+    if names is not None and list(names) != list(data.class_names):
+        raise InvalidArgumentError(
+            f"--data {data.name} has the classes {list(data.class_names)[:5]}, the network "
+            f"{list(names)[:5]}"
+        )
+
+
+def _tell(report: Mapping[str, Any], out: Path) -> None:
+    """What the report says, in lines."""
+    size = report["bytes"]
+    say(
+        f"{out}: {size / 1000:.1f} kB (opset {report['opset']}), of weights, biases and scales "
+        f"{report['expected_bytes'] / 1000:.1f} kB; weights at their bits are "
+        f"{report['weight_bytes'] / 1000:.1f} kB"
+    )
+    proof = report["parity"]
+    if proof is not None:
+        agreed = proof["agreement"]
+        say(
+            f"beside torch, {proof['images']} search-validation images: "
+            f"{agreed['equal_top1']:.2%} in the same class, accuracy {agreed['accuracy']:.4f} "
+            f"(torch {proof['accuracy']:.4f}), logits apart by at most "
+            f"{agreed['largest_difference']:.2g}"
+        )
+        if proof["given_accuracy"] is not None:
+            what = "7-bit weights" if report["reduced_to_7_bits"] else "biases as int32"
+            say(
+                f"{what} make another network of it, which is the one above: as it was, accuracy "
+                f"{proof['given_accuracy']:.4f}, {proof['given_equal_top1']:.2%} in the same class"
+            )
+        if proof["saturates"]:
+            default = proof["default"]
+            say(
+                f"warning: on {proof['processor']} products of bytes saturate in the runtime's "
+                f"default kernels: {default['equal_top1']:.2%} in the same class, accuracy "
+                f"{default['accuracy']:.4f}. The figures above are with the session option "
+                "session.x64quantprecision=1; --reduce-range makes a file that needs none"
+            )
+    kernels = report["kernels"]
+    say(
+        f"integer kernels: {kernels['integer_layers']} layers, "
+        f"{kernels['integer_share_of_macs']:.1%} of multiply-accumulates"
+    )
+    others = list(kernels["other"].items())
+    for name, why in others[:SHOWN]:
+        say(f"  {name}: float ({why})")
+    if len(others) > SHOWN:
+        say(f"  and {len(others) - SHOWN} more, in the report")
+
+
+def _timed(
+    arguments: Any, out: Path, network: SubnetModule, supernet: Supernet | None,
+    study: Study | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Latency of the file beside others, every round over all of them."""
+    import numpy as np
+
+    from apq_optuna._progress import follow, progress_bar
+    from apq_optuna.export.building import build_float_onnx, build_onnx
+    from apq_optuna.export.measure import ROUNDS, Run, describe, rounds_over
+    from apq_optuna.quantization import quantize_network
+
+    content = out.read_bytes()
+    models = {"this file": content, "the same in float": build_float_onnx(network)}
+    if supernet is not None:
+        space = supernet.space
+        largest = space.decode(space.extreme(largest=True)[0]).with_bits(8)
+        module = quantize_network(supernet.subnet(largest), largest)
+        models["largest network, W8A8"] = build_onnx(module).content
+        models["largest network, float"] = build_float_onnx(module)
+    with progress_bar(1, "measuring") as bar:
+        runs = [Run(model) for model in models.values()]
+        latencies = rounds_over(runs, report=follow(bar))
+    medians = np.median(latencies, axis=0)
+    width = max(map(len, models))
+    for name, column in zip(models, latencies.T, strict=True):
+        ratio = medians[1] / np.median(column)
+        say(f"  {name:{width}}  {np.median(column):.4f} ms  (x{ratio:.2f} of float)")
+    found = describe(content, out.name, latencies[:, 0], runs[0].shapes, rounds=ROUNDS)
+    beside = dict(zip(models, map(float, medians), strict=True))
+    estimate = _estimate(arguments, network, supernet, study)
+    if estimate is not None:
+        error = estimate / medians[0] - 1
+        say(f"  {'the table says':{width}}  {estimate:.4f} ms  ({error:+.1%})")
+    return {"file": found, "beside_ms": beside, "table_ms": estimate}
+
+
+def _estimate(
+    arguments: Any, network: SubnetModule, supernet: Supernet | None, study: Study | None
+) -> float | None:
+    """What the table of this machine says, where there is one."""
+    from apq_optuna._optuna import study_attribute
+    from apq_optuna.commands.common import is_table_file
+    from apq_optuna.hardware import CostTable
+
+    named = arguments.hardware or (study and study_attribute(study, "hardware")) or ""
+    if not named:
+        return None
+    if is_table_file(named):
+        table = CostTable.load(named)
+    elif named.partition(":")[0] == "cpu" and supernet is not None:
+        table = cost_table(named, supernet, run_folder(arguments))
+    else:
+        return None
+    if arguments.hardware or table.device == "cpu":
+        return float(table.network_cost(network.description.layers())[0])
+    return None

@@ -1,0 +1,419 @@
+"""Where integers go: QuantizeLinear and DequantizeLinear around the layers of a float graph.
+
+Integer kernels are made of DequantizeLinear, layer, QuantizeLinear with nothing in between and
+nobody else who takes the layer's output. What follows a layer up to the next one's input is
+brought behind the rounding where that changes nothing:
+
+- a ReLU or clamp, since rounding keeps the order of values: it is a bound on codes;
+- pooling to the largest and changes of shape, which only choose among values.
+
+A bit-width below 8 is a bound on codes, too: bytes saturate at 8 bits, so a Clip of bytes follows
+the rounding. So codes beyond b bits never appear, and what the layers compute is what was trained.
+
+An output that something else takes (a sum of residuals, a mean) was float in training and stays
+so, exactly: ConvInteger gives sums of products as int32, which are scaled to float. Its weights
+are unsigned bytes with the zero point 128, for which runtimes have their fastest such kernel, one
+that does not saturate. Asked to `round_outputs`, such layers are as the others, and their outputs
+are rounded to a byte over the range seen on images: faster where kernels are large, but a rounding
+that nothing was trained with, and lower widths behind it magnify it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from apq_optuna.export.codes import SIGNED, Grid, LayerCodes
+from apq_optuna.export.graph import Graph, attribute
+
+CLAMPS = ("Relu", "Clip")
+CHOOSE = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+"""Operators whose outputs are some of their first input's values."""
+
+GROUPED = "grouped, and its output is taken as float: runtimes have no fast integer kernel of that"
+
+
+@dataclass(frozen=True)
+class PlacedCodes:
+    """What became of a layer in the graph.
+
+    Attributes:
+        name: Of the layer.
+        number: Its position in `Subnet.layers()`.
+        node: Name of its node.
+        why: Why it computes in floating point; empty where integers do.
+        rounded: Whether its output is rounded to a byte that no layer was trained with.
+    """
+
+    name: str
+    number: int
+    node: str
+    why: str = ""
+    rounded: bool = False
+
+
+def place(
+    graph: Graph,
+    of_weight: Mapping[str, Sequence[int]],
+    codes: Sequence[LayerCodes | None],
+    *,
+    round_outputs: Sequence[tuple[float, float]] | None = None,
+    int4: bool = False,
+) -> list[PlacedCodes]:
+    """Quantizes a float graph in place.
+
+    Args:
+        graph: From `wiring`; changed.
+        of_weight: Of which layers each weight is, one a call.
+        codes: Of each layer.
+        round_outputs: Smallest and largest output of each layer, over which those that something
+            else takes are rounded to bytes; None keeps them exact.
+        int4: Stores weights of 4 bits and fewer as INT4.
+
+    Returns:
+        What became of each layer, in execution order.
+    """
+    return _Placing(graph, of_weight, codes, round_outputs, int4).placed()
+
+
+class _Placing:
+    def __init__(
+        self, graph: Graph, of_weight: Mapping[str, Sequence[int]],
+        codes: Sequence[LayerCodes | None],
+        ranges: Sequence[tuple[float, float]] | None, int4: bool,
+    ) -> None:  # fmt: skip
+        self.graph, self.codes, self.ranges, self.int4 = graph, codes, ranges, int4
+        self.numbers: dict[int, int] = {}
+        called: dict[str, int] = {}
+        for node in graph.nodes:
+            weight = _weight_of(node, graph)
+            if numbers := of_weight.get(weight):
+                call = min(called.get(weight, 0), len(numbers) - 1)
+                self.numbers[id(node)], called[weight] = numbers[call], call + 1
+        absorb_padding(graph, [node for node in graph.nodes if id(node) in self.numbers])
+        self.before: dict[int, list[Any]] = {}
+        self.after: dict[int, list[Any]] = {}
+        self.first: list[Any] = []
+        self.outputs: dict[int, Grid] = {}
+        self.gone: list[Any] = []
+        self.bytes_of: dict[str, str] = {}
+        self.stored: dict[tuple[int, str], list[str]] = {}  # by the codes, which calls share
+
+    def placed(self) -> list[PlacedCodes]:
+        layers = [node for node in self.graph.nodes if id(node) in self.numbers]
+        self._inputs(layers)
+        found = [self._layer(node) for node in layers]
+        self._splice()
+        self.graph.tidy()
+        return found
+
+    def _of(self, node: Any) -> LayerCodes:
+        codes = self.codes[self.numbers[id(node)]]
+        assert codes is not None
+        return codes
+
+    def _integer(self, node: Any) -> bool:
+        codes = self._of(node)
+        return codes.integer and codes.bias_fits()
+
+    # ------------------------------------------------------------------ inputs
+
+    def _inputs(self, layers: Sequence[Any]) -> None:
+        """Rounds what layers take: at the layer that makes it where possible."""
+        wanted: dict[str, dict[Grid, list[Any]]] = {}
+        for node in layers:
+            if (grid := self._of(node).grid) is not None:
+                wanted.setdefault(node.input[0], {}).setdefault(grid, []).append(node)
+        consumers, producers = self.graph.consumers(), self.graph.producers()
+        for tensor, grids in wanted.items():
+            for grid, takers in grids.items():
+                own = len(consumers[tensor]) == len(takers)  # nobody else takes it
+                path = _path(tensor, consumers, producers, self.numbers) if own else None
+                if path is None or not self._integer(path[0]):
+                    y = self._rounded(tensor, grid, producers.get(tensor))
+                else:
+                    y = self._along(path, grid)
+                for node in takers:
+                    node.input[0] = y
+
+    def _along(self, path: Sequence[Any], grid: Grid) -> str:
+        """Rounds the output of a layer, `path[0]`, in front of what follows it."""
+        layer, *rest = path
+        plain = Grid(grid.scale, grid.zero, 0, 255)
+        clamped = grid
+        for node in rest:
+            if node.op_type in CLAMPS:
+                clamped = clamped.clamped(*_bounds(node, self.graph))
+        self.outputs[id(layer)] = clamped
+        y = self._rounded(layer.output[0], clamped, layer)
+        for node in rest:
+            if node.op_type in CLAMPS:
+                self.graph.remove([node])
+                continue
+            node.input[0] = y
+            y = self._rounded(node.output[0], plain, node)
+        return y
+
+    def _rounded(self, tensor: str, grid: Grid, producer: Any) -> str:
+        """A tensor rounded to a grid; returns the name of what comes out."""
+        graph = self.graph
+        step = [graph.constant(np.float32(grid.scale)), graph.constant(np.uint8(grid.zero))]
+        nodes = []
+        node, y = graph.node("QuantizeLinear", [tensor, *step], "q")
+        nodes.append(node)
+        if not grid.whole:
+            ends = [graph.constant(np.uint8(grid.low)), graph.constant(np.uint8(grid.high))]
+            node, y = graph.node("Clip", [y, *ends], "q")
+            nodes.append(node)
+        codes = y
+        node, y = graph.node("DequantizeLinear", [codes, *step], "d")
+        nodes.append(node)
+        self.bytes_of[y] = codes
+        (self.first if producer is None else self.after.setdefault(id(producer), [])).extend(nodes)
+        return y
+
+    # ------------------------------------------------------------------ layers
+
+    def _layer(self, node: Any) -> PlacedCodes:
+        """A layer's weights as integers, and its output where it has to be rounded."""
+        codes, number = self._of(node), self.numbers[id(node)]
+        node.name = self.graph.name(codes.name)
+        if not codes.integer:
+            self._weights(node, codes, "float")
+            why = f"W{codes.w_bits}A{codes.a_bits}: an operand is float"
+            return PlacedCodes(codes.name, number, node.name, why)
+        trained = id(node) in self.outputs
+        free = node.op_type == "Gemm" and codes.bias_fits()  # its integer kernel can give floats
+        if node.op_type != "MatMul" and (trained or free):
+            self._weights(node, codes, "bytes")
+            return PlacedCodes(codes.name, number, node.name)
+        if node.op_type == "Conv" and self.ranges is not None and codes.bias_fits():
+            self._over_its_range(node, self.ranges[number])
+            self._weights(node, codes, "bytes")
+            return PlacedCodes(codes.name, number, node.name, rounded=True)
+        if node.op_type == "Gemm" or attribute(node, "group", 1) > 1:
+            self._weights(node, codes, "float")
+            why = GROUPED if node.op_type == "Conv" else "its bias is no int32 at its steps"
+            return PlacedCodes(codes.name, number, node.name, why)
+        self._sums(node, codes)
+        return PlacedCodes(codes.name, number, node.name)
+
+    def _over_its_range(self, node: Any, seen: tuple[float, float]) -> None:
+        """Rounds the output of a layer to a byte, over its range behind the clamps that follow."""
+        consumers = self.graph.consumers()
+        low, high = seen
+        last, clamps = node, []
+        while len(found := consumers[last.output[0]]) == 1 and found[0] is not None:
+            if found[0].op_type not in CLAMPS:
+                break
+            last = found[0]
+            clamps.append(last)
+            bottom, top = _bounds(last, self.graph)
+            low, high = max(low, bottom), min(high, top)
+        old, behind = last.output[0], self.after.pop(id(node), [])
+        for each in clamps:
+            behind += self.after.pop(id(each), [])
+        self.graph.remove(clamps)
+        everywhere = (*self.after.values(), *self.before.values(), self.first, self.graph.nodes)
+        takers = [taker for nodes in (behind, *everywhere) for taker in nodes]
+        y = self._rounded(node.output[0], Grid.over(low, high), node)
+        for taker in takers:
+            for i, x in enumerate(taker.input):
+                if x == old:
+                    taker.input[i] = y
+        self.after[id(node)] += behind
+
+    def _weights(self, node: Any, codes: LayerCodes, kind: str) -> None:
+        """Weights and bias of a layer that is computed between DequantizeLinear: by integers if
+        its bias is of `bytes`, too."""
+        graph, number = self.graph, id(codes)
+        nodes = self.before.setdefault(id(node), [])
+        transposed = node.op_type == "MatMul"
+        values = codes.weight.T if transposed else codes.weight
+        if (number, kind) not in self.stored:
+            if codes.weight_scale is None:
+                stored = [graph.constant(np.ascontiguousarray(values, np.float32), "w")]
+            else:
+                stored = [self._bytes(values, codes, signed=True)]
+            has_bias = len(node.input) > 2 or kind == "bytes"
+            if kind == "bytes":
+                steps = codes.bias_scale()
+                whole = np.rint(codes.bias.astype(np.float64) / steps).astype(np.int32)
+                stored += [graph.constant(whole, "b"), graph.constant(steps, "s")]
+            elif has_bias:
+                stored.append(graph.constant(codes.bias, "b"))
+            self.stored[number, kind] = stored
+        weight, *bias = self.stored[number, kind]
+        if codes.weight_scale is not None:
+            weight = self._unpacked(nodes, weight, codes, signed=True)
+            zeros = graph.constant(np.zeros(len(codes.weight), np.int8), "z")
+            scale = graph.constant(codes.weight_scale, "s")
+            made, weight = graph.node(
+                "DequantizeLinear", [weight, scale, zeros], "w", axis=int(transposed)
+            )
+            nodes.append(made)
+        if kind == "bytes":
+            made, y = graph.node("DequantizeLinear", bias, "b", axis=0)
+            nodes.append(made)
+            bias = [y]
+        node.input[1] = weight
+        if not transposed:
+            del node.input[2:]
+            node.input.extend(bias)
+
+    def _sums(self, node: Any, codes: LayerCodes) -> None:
+        """A layer as its sums of products, scaled to float."""
+        assert codes.weight_scale is not None and codes.grid is not None
+        graph, number = self.graph, id(codes)
+        nodes = self.before.setdefault(id(node), [])
+        transposed = node.op_type == "MatMul"
+        if (number, "sums") not in self.stored:
+            values = codes.weight.T if transposed else codes.weight
+            shape = (-1,) if transposed else (-1, *[1] * (codes.weight.ndim - 2))
+            self.stored[number, "sums"] = [
+                self._bytes(values, codes, signed=False),
+                graph.constant(codes.bias_scale().reshape(shape), "s"),
+                graph.constant(codes.bias.reshape(shape), "b"),
+            ]
+        stored, steps, bias = self.stored[number, "sums"]
+        weight = self._unpacked(nodes, stored, codes, signed=False)
+        middle = graph.constant(np.uint8(8 if self._is_int4(codes) else SIGNED))
+        zero = graph.constant(np.uint8(codes.grid.zero))
+        made, y = graph.node(
+            "MatMulInteger" if transposed else "ConvInteger",
+            [self.bytes_of[node.input[0]], weight, zero, middle], "i", name=node.name,
+        )  # fmt: skip
+        made.attribute.extend(node.attribute)
+        cast, y = graph.node("Cast", [y], "i", to=FLOAT)
+        scaled, y = graph.node("Mul", [y, steps], "y")
+        nodes += [made, cast, scaled]
+        if transposed:  # whatever adds its bias does so still
+            scaled.output[0] = node.output[0]
+        else:
+            added, _ = graph.node("Add", [y, bias], "y")
+            added.output[0] = node.output[0]
+            nodes.append(added)
+        self.gone.append(node)
+
+    def _is_int4(self, codes: LayerCodes) -> bool:
+        return self.int4 and codes.w_bits <= 4
+
+    def _bytes(self, values: Any, codes: LayerCodes, *, signed: bool) -> str:
+        """Codes of weights, stored; in half bytes if so asked."""
+        from onnx import TensorProto, helper
+
+        if not self._is_int4(codes):
+            shifted = values if signed else values.astype(np.int16) + SIGNED
+            stored = np.ascontiguousarray(shifted, np.int8 if signed else np.uint8)
+            return self.graph.constant(stored, "w")
+        kind = TensorProto.INT4 if signed else TensorProto.UINT4
+        shifted = values.astype(np.int16) + (0 if signed else 8)
+        return self.graph.constant(
+            helper.make_tensor("", kind, values.shape, shifted.ravel().tolist()), "w"
+        )
+
+    def _unpacked(self, nodes: list[Any], weight: str, codes: LayerCodes, *, signed: bool) -> str:
+        """Stored codes as bytes; a runtime does it once, when it loads the file."""
+        if not self._is_int4(codes):
+            return weight
+        made, y = self.graph.node("Cast", [weight], "w", to=INT8 if signed else UINT8)
+        nodes.append(made)
+        return y
+
+    def _splice(self) -> None:
+        nodes = list(self.first)
+        for node in self.graph.nodes:
+            nodes += [*self.before.get(id(node), ()), node, *self.after.get(id(node), ())]
+        self.graph.nodes = nodes
+        self.graph.remove(self.gone)
+
+
+FLOAT, UINT8, INT8 = 1, 2, 3
+"""Of `onnx.TensorProto`."""
+
+
+def _weight_of(node: Any, graph: Graph) -> str:
+    """Name of the weight of a layer; empty for other nodes."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.input) < 2:
+        return ""
+    name = str(node.input[1])
+    if node.op_type == "Gemm":
+        plain = attribute(node, "transB", 0) == 1 and not attribute(node, "transA", 0)
+        return name if plain and attribute(node, "beta", 1.0) == 1.0 else ""
+    if node.op_type == "MatMul":
+        made = graph.producers().get(name)
+        if made is None or made.op_type != "Transpose":
+            return ""
+        return str(made.input[0])
+    return name
+
+
+def _path(
+    tensor: str, consumers: Mapping[str, Sequence[Any]], producers: Mapping[str, Any],
+    layers: Mapping[int, int],
+) -> list[Any] | None:  # fmt: skip
+    """From the layer that makes a tensor to it, nobody else taking anything; None if none does."""
+    path: list[Any] = []
+    while (node := producers.get(tensor)) is not None:
+        path.append(node)
+        if id(node) in layers:
+            return path[::-1]
+        if node.op_type not in (*CLAMPS, *CHOOSE) or len(node.output) > 1:
+            return None
+        tensor = node.input[0]
+        if len(consumers[tensor]) != 1:
+            return None
+    return None
+
+
+def _bounds(node: Any, graph: Graph) -> tuple[float, float]:
+    """What a clamp clamps to."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    ends = [-float("inf"), float("inf")]
+    for i, name in enumerate(node.input[1:3]):
+        if name:
+            ends[i] = float(graph.constants[name])
+    return ends[0], ends[1]
+
+
+def absorb_padding(graph: Graph, layers: Sequence[Any]) -> None:
+    """Padding with zeros in front of a convolution becomes the convolution's own."""
+    producers, consumers = graph.producers(), graph.consumers()
+    for node in layers:
+        pad = producers.get(node.input[0])
+        if node.op_type != "Conv" or pad is None or pad.op_type != "Pad":
+            continue
+        value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0
+        sizes = graph.constants.get(pad.input[1]) if len(pad.input) > 1 else None
+        axes = graph.constants.get(pad.input[3]) if len(pad.input) > 3 and pad.input[3] else None
+        mode = attribute(pad, "mode", b"constant")
+        if mode not in (b"constant", "constant") or value is None or sizes is None or value != 0:
+            continue
+        if len(pad.input) > 3 and pad.input[3] and axes is None:
+            continue
+        if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
+            continue
+        if len(consumers[pad.output[0]]) != 1:
+            continue
+        around = np.zeros((2, 4), int)
+        chosen = np.arange(4) if axes is None else np.asarray(axes) % 4
+        around[:, chosen] = np.asarray(sizes).reshape(2, -1)
+        if around[:, :2].any() or (around < 0).any():
+            continue
+        own = np.array(attribute(node, "pads", (0, 0, 0, 0))).reshape(2, 2)
+        _set(node, "pads", (own + around[:, 2:]).ravel().tolist())
+        node.input[0] = pad.input[0]
+        graph.remove([pad])
+        consumers = graph.consumers()
+
+
+def _set(node: Any, name: str, value: Any) -> None:
+    from onnx import helper
+
+    kept = [each for each in node.attribute if each.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])

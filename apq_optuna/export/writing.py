@@ -1,0 +1,151 @@
+"""`export_onnx`: a quantized network as an ONNX file, and what is known of it beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apq_optuna._files import replace_file
+from apq_optuna.data import ImageData
+from apq_optuna.errors import ExportError
+from apq_optuna.export.building import OnnxNetwork, build_onnx
+from apq_optuna.export.running import APART, EQUAL_TOP1, Kernels, Parity, kernels_of, parity
+from apq_optuna.supernet import SubnetModule
+
+RANGE_IMAGES = 512
+"""Training images over which ranges of outputs are looked for."""
+
+
+def export_onnx(
+    network: SubnetModule,
+    path: str | Path,
+    *,
+    data: ImageData | None = None,
+    opset: int | None = None,
+    int4: bool = False,
+    reduce_range: bool = False,
+    round_outputs: bool = False,
+    with_preprocessing: bool = False,
+    limit: int | None = None,
+    threads: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes a quantized network as an ONNX file that runtimes execute with integers.
+
+    Weights are int8 per output channel, activations uint8 per tensor with the trained step sizes,
+    biases int32, BatchNorm folded; bit-widths below 8 bound the codes. With images the file is
+    proven: search-validation goes through ONNX Runtime and through torch.
+
+    Args:
+        network: From `load_network` or `finish`. Not changed.
+        path: The file; a report in JSON is written beside it, as FILE.json.
+        data: Images the network is used to; without them nothing is proven.
+        opset: Of the operators; by default 18, and 21 with `int4`.
+        int4: Stores weights of 4 bits and fewer in half bytes.
+        reduce_range: Weights of 7 bits where both operands have 8: for processors on which
+            products of bytes saturate. It is another network, whose accuracy the report has.
+        round_outputs: Rounds outputs that are taken as float to bytes, over the range seen on
+            training images. Faster where such kernels are larger than 1x1; not exact.
+        with_preprocessing: The file takes `(B, H, W, C)` uint8 pixels.
+        limit: Most search-validation images; by default all.
+        threads: Of the runtime that proves it; 0 is as many as there are cores.
+        about: What of a description goes into its metadata; by default the network's own.
+
+    Returns:
+        The report: sizes, what each layer became, integer kernels, parity.
+
+    Raises:
+        ExportError: The file does not compute what the network computes (fewer than 99.5 % of
+            images in the same class, or more than 0.3 points apart): it is kept aside as
+            FILE.rejected. Or the runtime or ONNX refuse it.
+        InvalidArgumentError: The network is not quantized, or an option has no such value.
+        SpaceError: The network's code cannot be written as a graph.
+        OSError: The file cannot be written; nothing of it is left.
+    """
+    path = Path(path)
+    check_writable(path)
+    if round_outputs and data is None:
+        raise ExportError("round_outputs needs data: ranges are those seen on training images")
+    made = build_onnx(
+        network, opset=opset, int4=int4, reduce_range=reduce_range,
+        round_outputs=_some(data) if round_outputs and data is not None else None,
+        with_preprocessing=with_preprocessing, about=about,
+    )  # fmt: skip
+    kernels = kernels_of(made.content, made.layers, network.description)
+    proof = None
+    if data is not None:
+        proof = parity(
+            made, network, data, pixels=with_preprocessing, limit=limit, threads=threads
+        )
+    report = described(made, kernels, proof, network) | {"file": path.name}
+    rejected = proof is not None and not proof.passed
+    where = path.with_name(path.name + ".rejected") if rejected else path
+    replace_file(where, made.content)
+    replace_file(
+        where.with_name(where.name + ".json"), (json.dumps(report, indent=1) + "\n").encode()
+    )
+    if rejected:
+        assert proof is not None
+        raise ExportError(
+            f"{path} does not compute what the network does: {proof.text()}; at least "
+            f"{EQUAL_TOP1:.1%} and at most {APART * 100:.1f} points apart are asked. It is kept "
+            f"as {where}"
+        )
+    return report
+
+
+def described(
+    made: OnnxNetwork, kernels: Kernels, proof: Parity | None, network: SubnetModule
+) -> dict[str, Any]:
+    """What is known of a file, in JSON types."""
+    return {
+        "sha256": hashlib.sha256(made.content).hexdigest(),
+        "bytes": len(made.content),
+        "tensor_bytes": dict(made.tensor_bytes),
+        "expected_bytes": made.expected_bytes,
+        "weight_bytes": network.description.weight_bytes,
+        "opset": made.opset,
+        "layers": {
+            layer.name: layer.why or ("rounded" if layer.rounded else "integer")
+            for layer in made.layers
+        },
+        "rounded_biases": made.rounded_biases,
+        "reduced_to_7_bits": list(made.reduced),
+        "kernels": {
+            "integer_share_of_macs": kernels.share,
+            "integer_layers": len(kernels.integer),
+            "other": dict(kernels.other),
+            "operators": kernels.operators,
+        },
+        "parity": None if proof is None else proof.to_dict(),
+    }
+
+
+def _some(data: ImageData) -> Sequence[Tensor]:
+    """Training images, never augmented, spread over the split."""
+    batches = data.evaluation_batches(data.train, 256, limit=RANGE_IMAGES)
+    return [images for images, _ in batches]
+
+
+def check_writable(path: Path) -> None:
+    """Whether a file can be written, before work is done for it.
+
+    Raises:
+        ExportError: Not there.
+    """
+    if path.is_dir():
+        raise ExportError(
+            f"{path} is a folder: give the name of a file, as in {path}/network.onnx"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error}") from error
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ExportError(f"{path} cannot be written: no permission")
