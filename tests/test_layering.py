@@ -75,7 +75,8 @@ CONVENIENCES = {
 
 AT_IMPORT = {
     "torch": ("_checkpoints", "_torchvision", "predictor/mlp", "predictor/transfer_learning",
-              "data", "supernet", "quantization", "hardware/layers", "tracing", "objective",
+              "data", "supernet", "quantization", "export/building", "export/modules",
+              "export/running", "export/writing", "hardware/layers", "tracing", "objective",
               "collect", "finishing", "baselines"),
     "safetensors": ("_checkpoints", "predictor/mlp"),
     "optuna": ("_optuna", "storage", "sampler", "objective", "prediction", "report", "baselines",

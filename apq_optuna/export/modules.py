@@ -99,6 +99,24 @@ class _Plain(nn.Module):
         return F.relu(y) if self.relu else y
 
 
+class _Biased(nn.Module):
+    """A layer that knows of no bias, and the bias of what was folded into it."""
+
+    def __init__(self, layer: nn.Module, bias: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.bias = nn.Parameter(bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer, for a forward that looks."""
+        return self.layer.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)
+        return y + (self.bias if self.weight.ndim == 2 else self.bias[:, None, None])
+
+
 def _plain(layer: QuantizedLayer, codes: LayerCodes, placed: PlacedLayer) -> nn.Module:
     """What takes a layer's place."""
     inner: nn.Module | None = layer.__dict__["inner"]
@@ -106,18 +124,20 @@ def _plain(layer: QuantizedLayer, codes: LayerCodes, placed: PlacedLayer) -> nn.
         return _Plain(layer, codes)
     weight, bias = torch.from_numpy(codes.float_weight()), torch.from_numpy(codes.bias)
     own = copy.deepcopy(inner).cpu().eval()
-    own.weight, own.bias = nn.Parameter(weight), nn.Parameter(bias)
+    own.weight = nn.Parameter(weight)
+    if getattr(inner, "bias", None) is not None:
+        own.bias = nn.Parameter(bias)
+        return own
+    own.bias = nn.Parameter(bias)
     size = as_pair(placed.layer.input_size)
     shape = (*size, own.in_features) if placed.layer.linear else (own.in_channels, *size)
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = computed_by(inner, x, weight, bias), own(x)
-    if got.shape != expected.shape or not torch.allclose(got, expected, CHECKED, CHECKED):
-        raise SpaceError(
-            f"{placed.name} is a {type(inner).__name__} that computes with its bias in a way of "
-            "its own: no graph of it was found"
-        )
-    return own
+    if torch.allclose(got, expected, CHECKED, CHECKED):
+        return own
+    own.bias = None
+    return _Biased(own, bias)
 
 
 def exported(
@@ -171,11 +191,36 @@ def exported(
         if id(layer) in instead:
             numbers.setdefault(id(instead[id(layer)]), []).append(number)
     of_weight = {
-        f"{path}.weight": numbers[id(module)]
+        f"{path}{'.layer' if isinstance(module, _Biased) else ''}.weight": numbers[id(module)]
         for path, module in plain.named_modules(remove_duplicate=False)
         if id(module) in numbers
     }
+    _find_transposed(graph, of_weight, codes)
     return graph, of_weight
+
+
+def _find_transposed(
+    graph: Graph, of_weight: OfWeight, codes: Sequence[LayerCodes | None]
+) -> None:
+    """The exporter stores weights of products transposed, under names of its own: known by what
+    they are."""
+    left = {
+        numbers[0]: numbers for name, numbers in of_weight.items() if name not in graph.constants
+    }
+    for node in graph.nodes:
+        weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or node.input[1] in of_weight:
+            continue
+        for number, numbers in left.items():
+            its = codes[number]
+            if (
+                its is not None
+                and its.weight.shape == weight.shape[::-1]
+                and np.array_equal(its.float_weight().T, weight)
+            ):
+                of_weight[node.input[1]] = numbers
+                del left[number]
+                break
 
 
 def float_graph(

@@ -182,6 +182,8 @@ class _Placing:
         codes, number = self._of(node), self.numbers[id(node)]
         node.name = self.graph.name(codes.name)
         if not codes.integer:
+            if codes.grid is not None:
+                self._hidden(node, codes.grid)
             self._weights(node, codes, "float")
             why = f"W{codes.w_bits}A{codes.a_bits}: an operand is float"
             return PlacedCodes(codes.name, number, node.name, why)
@@ -200,6 +202,18 @@ class _Placing:
             return PlacedCodes(codes.name, number, node.name, why)
         self._sums(node, codes)
         return PlacedCodes(codes.name, number, node.name)
+
+    def _hidden(self, node: Any, grid: Grid) -> None:
+        """The rounded input of a layer whose weights are float, without a DequantizeLinear: where
+        a runtime sees one, it may round the weights, too."""
+        nodes = self.before.setdefault(id(node), [])
+        x = self.bytes_of[node.input[0]]
+        cast, x = self.graph.node("Cast", [x], "d", to=FLOAT)
+        zero = self.graph.constant(np.float32(grid.zero))
+        moved, x = self.graph.node("Sub", [x, zero], "d")
+        scaled, x = self.graph.node("Mul", [x, self.graph.constant(np.float32(grid.scale))], "d")
+        nodes += [cast, moved, scaled]
+        node.input[0] = x
 
     def _over_its_range(self, node: Any, seen: tuple[float, float]) -> None:
         """Rounds the output of a layer to a byte, over its range behind the clamps that follow."""
@@ -238,12 +252,13 @@ class _Placing:
                 stored = [graph.constant(np.ascontiguousarray(values, np.float32), "w")]
             else:
                 stored = [self._bytes(values, codes, signed=True)]
-            has_bias = len(node.input) > 2 or kind == "bytes"
-            if kind == "bytes":
+            if len(node.input) < 3:  # what is added to it is another node
+                pass
+            elif kind == "bytes":
                 steps = codes.bias_scale()
                 whole = np.rint(codes.bias.astype(np.float64) / steps).astype(np.int32)
                 stored += [graph.constant(whole, "b"), graph.constant(steps, "s")]
-            elif has_bias:
+            else:
                 stored.append(graph.constant(codes.bias, "b"))
             self.stored[number, kind] = stored
         weight, *bias = self.stored[number, kind]
@@ -255,7 +270,7 @@ class _Placing:
                 "DequantizeLinear", [weight, scale, zeros], "w", axis=int(transposed)
             )
             nodes.append(made)
-        if kind == "bytes":
+        if kind == "bytes" and bias:
             made, y = graph.node("DequantizeLinear", bias, "b", axis=0)
             nodes.append(made)
             bias = [y]
@@ -290,7 +305,7 @@ class _Placing:
         cast, y = graph.node("Cast", [y], "i", to=FLOAT)
         scaled, y = graph.node("Mul", [y, steps], "y")
         nodes += [made, cast, scaled]
-        if transposed:  # whatever adds its bias does so still
+        if transposed or len(node.input) < 3:  # whatever adds its bias does so still
             scaled.output[0] = node.output[0]
         else:
             added, _ = graph.node("Add", [y, bias], "y")
@@ -345,6 +360,8 @@ def _weight_of(node: Any, graph: Graph) -> str:
         return name if plain and attribute(node, "beta", 1.0) == 1.0 else ""
     if node.op_type == "MatMul":
         made = graph.producers().get(name)
+        if name in graph.constants:
+            return name
         if made is None or made.op_type != "Transpose":
             return ""
         return str(made.input[0])

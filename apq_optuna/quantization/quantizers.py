@@ -117,6 +117,8 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     Returns:
         Values of the shape of `x`, each a multiple of its scale.
     """
+    if torch.compiler.is_compiling():  # exported or compiled: sizes may be symbols
+        return (x / scale).clamp(low, high).round() * scale
     values = x.numel() / scale.numel()
     weight = 1.0 / math.sqrt(max(values * max(high, 1), 1))
     result: Tensor = _FakeQuantize.apply(x, scale, low, high, weight)

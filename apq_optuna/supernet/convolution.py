@@ -66,6 +66,8 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, done in another way where that is quicker."""
+    if torch.compiler.is_compiling():  # exported or compiled: sizes may be symbols
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if x.is_cuda:
         return convolved_as_products(x, weight, bias, stride, padding, groups)
     if torch.is_autocast_enabled(x.device.type):  # which knows the library's functions only

@@ -186,7 +186,7 @@ def test_the_cpu_as_hardware_is_measured_once_a_run(
     quick = partial(CPU, rounds=2, repeats=3)
     monkeypatch.setitem(DEVICES, "cpu", quick)
     # other tests on the other core disturb every visit: what is asked here is not how exact it is
-    monkeypatch.setattr("apq_optuna.hardware.devices.cpu.WAITS_S", ())
+    monkeypatch.setattr("apq_optuna.export.measure.WAITS_S", ())
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
     command = ["search", "--run", str(run), "--hardware", "cpu", "--steps", "1", "--images", "50",
