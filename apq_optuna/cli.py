@@ -297,37 +297,7 @@ def _parser() -> argparse.ArgumentParser:
         "with integers. Search-validation images go through it and through torch, and its latency "
         "is measured here; what is known of the file is written beside it, as FILE.json.",
     )  # fmt: skip
-    export.add_argument("folder", type=Path, nargs="?", help="a finished network's folder")
-    options.data(export)
-    options.augment(export)
-    export.add_argument("--run", type=Path, help="or a run, of which a trial is exported: its "
-                        "finished network where there is one")  # fmt: skip
-    export.add_argument("--study", default="search", help="name of the study")
-    export.add_argument("--trial", type=int, help="trial (default: the most accurate)")
-    export.add_argument("--out", type=Path, help="FILE.onnx (default: RUN/trial-N.onnx, or "
-                        "FOLDER/network.onnx)")  # fmt: skip
-    export.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    export.add_argument("--opset", type=int, help="of the operators (default 18; 21 with --int4)")
-    export.add_argument(
-        "--int4", action="store_true",
-        help="store weights of 4 bits and fewer in half bytes (opset 21)",
-    )  # fmt: skip
-    export.add_argument(
-        "--with-preprocessing", action="store_true",
-        help="the file takes uint8 images, (batch, height, width, channels)",
-    )  # fmt: skip
-    export.add_argument("--reduce-range", action="store_true",
-                        help="weights of 7 bits where both operands have 8: for processors on "
-                        "which products of bytes saturate")  # fmt: skip
-    export.add_argument("--round-outputs", action="store_true",
-                        help="round to bytes what residual sums take: faster for large kernels, "
-                        "not exact")  # fmt: skip
-    export.add_argument("--images", type=int, help="search-validation images that prove it "
-                        "(default: all)")  # fmt: skip
-    export.add_argument("--no-measure", action="store_true", help="do not time it")
-    export.add_argument("--hardware", default="", metavar="NAME|FILE",
-                        help="table whose latency is told beside the measured one (default: the "
-                        "study's, where that is measured on this machine)")  # fmt: skip
+    options.export(export)
     options.common(export)
 
     ledger = command(

@@ -109,3 +109,37 @@ def augment(parser: argparse.ArgumentParser) -> None:
                         "shift where a mirror image means something else (digits, text, signs), "
                         "none where the place counts too (default: as trained, else shift for "
                         "digits and shift+flip for all others)")  # fmt: skip
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, nargs="?", help="a finished network's folder")
+    data(parser)
+    augment(parser)
+    parser.add_argument("--run", type=Path, help="or a run, of which a trial is exported: its "
+                        "finished network where there is one")  # fmt: skip
+    parser.add_argument("--study", default="search", help="name of the study")
+    parser.add_argument("--trial", type=int, help="trial (default: the most accurate)")
+    parser.add_argument("--out", type=Path, help="FILE.onnx (default: RUN/trial-N.onnx, or "
+                        "FOLDER/network.onnx)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--opset", type=int, help="of the operators (default 18; 21 with --int4)")
+    parser.add_argument(
+        "--int4", action="store_true",
+        help="store weights of 4 bits and fewer in half bytes (opset 21)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--with-preprocessing", action="store_true",
+        help="the file takes uint8 images, (batch, height, width, channels)",
+    )  # fmt: skip
+    parser.add_argument("--reduce-range", action="store_true",
+                        help="weights of 7 bits where both operands have 8: for processors on "
+                        "which products of bytes saturate")  # fmt: skip
+    parser.add_argument("--round-outputs", action="store_true",
+                        help="round to bytes what residual sums take: faster for large kernels, "
+                        "not exact")  # fmt: skip
+    parser.add_argument("--images", type=int, help="search-validation images that prove it "
+                        "(default: all)")  # fmt: skip
+    parser.add_argument("--no-measure", action="store_true", help="do not time it")
+    parser.add_argument("--hardware", default="", metavar="NAME|FILE",
+                        help="table whose latency is told beside the measured one (default: the "
+                        "study's, where that is measured on this machine)")  # fmt: skip

@@ -26,6 +26,7 @@ class Graph:
         self.inputs, self.outputs = list(inputs), list(outputs)
         self._taken: set[str] = {value.name for value in self.inputs}
         self._count = 0
+        self._scalars: dict[tuple[str, bytes] | None, str] = {}
 
     @classmethod
     def of(cls, model: Any) -> Graph:
@@ -48,9 +49,9 @@ class Graph:
         """A name that nothing has yet."""
         stem = re.sub(r"[^\w.]+", "_", stem)
         name = stem
-        while name in self._taken:
+        while name in self._taken:  # short: in a small network names are much of a file
             self._count += 1
-            name = f"{stem}_{self._count}"
+            name = stem + np.base_repr(self._count, 36).lower()
         self._taken.add(name)
         return name
 
@@ -58,12 +59,14 @@ class Graph:
         """A stored tensor; returns its name. Equal scalars are stored once."""
         if isinstance(value, np.generic):
             value = np.asarray(value)
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            stem = f"{value.dtype.kind}{value.item():.9g}".replace("-", "m").replace("+", "")
-            if stem in self.constants:
-                return stem
+        scalar = isinstance(value, np.ndarray) and value.ndim == 0
+        key = (value.dtype.str, value.tobytes()) if scalar else None
+        if key in self._scalars:
+            return self._scalars[key]
         name = self.name(stem)
         self.constants[name] = value
+        if key is not None:
+            self._scalars[key] = name
         return name
 
     def node(

@@ -27,11 +27,8 @@ from typing import Any
 import numpy as np
 
 from apq_optuna.export.codes import SIGNED, Grid, LayerCodes
+from apq_optuna.export.following import CLAMPS, absorb_padding, bounds, path, weight_of
 from apq_optuna.export.graph import Graph, attribute
-
-CLAMPS = ("Relu", "Clip")
-CHOOSE = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
-"""Operators whose outputs are some of their first input's values."""
 
 GROUPED = "grouped, and its output is taken as float: runtimes have no fast integer kernel of that"
 
@@ -89,7 +86,7 @@ class _Placing:
         self.numbers: dict[int, int] = {}
         called: dict[str, int] = {}
         for node in graph.nodes:
-            weight = _weight_of(node, graph)
+            weight = weight_of(node, graph)
             if numbers := of_weight.get(weight):
                 call = min(called.get(weight, 0), len(numbers) - 1)
                 self.numbers[id(node)], called[weight] = numbers[call], call + 1
@@ -131,22 +128,22 @@ class _Placing:
         for tensor, grids in wanted.items():
             for grid, takers in grids.items():
                 own = len(consumers[tensor]) == len(takers)  # nobody else takes it
-                path = _path(tensor, consumers, producers, self.numbers) if own else None
-                if path is None or not self._integer(path[0]):
+                found = path(tensor, consumers, producers, self.numbers) if own else None
+                if found is None or not self._integer(found[0]):
                     y = self._rounded(tensor, grid, producers.get(tensor))
                 else:
-                    y = self._along(path, grid)
+                    y = self._along(found, grid)
                 for node in takers:
                     node.input[0] = y
 
-    def _along(self, path: Sequence[Any], grid: Grid) -> str:
-        """Rounds the output of a layer, `path[0]`, in front of what follows it."""
-        layer, *rest = path
+    def _along(self, found: Sequence[Any], grid: Grid) -> str:
+        """Rounds the output of a layer, `found[0]`, in front of what follows it."""
+        layer, *rest = found
         plain = Grid(grid.scale, grid.zero, 0, 255)
         clamped = grid
         for node in rest:
             if node.op_type in CLAMPS:
-                clamped = clamped.clamped(*_bounds(node, self.graph))
+                clamped = clamped.clamped(*bounds(node, self.graph))
         self.outputs[id(layer)] = clamped
         y = self._rounded(layer.output[0], clamped, layer)
         for node in rest:
@@ -225,7 +222,7 @@ class _Placing:
                 break
             last = found[0]
             clamps.append(last)
-            bottom, top = _bounds(last, self.graph)
+            bottom, top = bounds(last, self.graph)
             low, high = max(low, bottom), min(high, top)
         old, behind = last.output[0], self.after.pop(id(node), [])
         for each in clamps:
@@ -264,10 +261,11 @@ class _Placing:
         weight, *bias = self.stored[number, kind]
         if codes.weight_scale is not None:
             weight = self._unpacked(nodes, weight, codes, signed=True)
-            zeros = graph.constant(np.zeros(len(codes.weight), np.int8), "z")
-            scale = graph.constant(codes.weight_scale, "s")
+            more = [graph.constant(codes.weight_scale, "s")]
+            if node.op_type == "Gemm":  # whose integer kernel is not made without zero points
+                more.append(graph.constant(np.zeros(len(codes.weight), np.int8), "z"))
             made, weight = graph.node(
-                "DequantizeLinear", [weight, scale, zeros], "w", axis=int(transposed)
+                "DequantizeLinear", [weight, *more], "w", axis=int(transposed)
             )
             nodes.append(made)
         if kind == "bytes" and bias:
@@ -318,17 +316,16 @@ class _Placing:
 
     def _bytes(self, values: Any, codes: LayerCodes, *, signed: bool) -> str:
         """Codes of weights, stored; in half bytes if so asked."""
-        from onnx import TensorProto, helper
+        import ml_dtypes
+        from onnx import numpy_helper
 
         if not self._is_int4(codes):
             shifted = values if signed else values.astype(np.int16) + SIGNED
             stored = np.ascontiguousarray(shifted, np.int8 if signed else np.uint8)
             return self.graph.constant(stored, "w")
-        kind = TensorProto.INT4 if signed else TensorProto.UINT4
+        kind = ml_dtypes.int4 if signed else ml_dtypes.uint4
         shifted = values.astype(np.int16) + (0 if signed else 8)
-        return self.graph.constant(
-            helper.make_tensor("", kind, values.shape, shifted.ravel().tolist()), "w"
-        )
+        return self.graph.constant(numpy_helper.from_array(shifted.astype(kind)), "w")
 
     def _unpacked(self, nodes: list[Any], weight: str, codes: LayerCodes, *, signed: bool) -> str:
         """Stored codes as bytes; a runtime does it once, when it loads the file."""
@@ -348,89 +345,3 @@ class _Placing:
 
 FLOAT, UINT8, INT8 = 1, 2, 3
 """Of `onnx.TensorProto`."""
-
-
-def _weight_of(node: Any, graph: Graph) -> str:
-    """Name of the weight of a layer; empty for other nodes."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.input) < 2:
-        return ""
-    name = str(node.input[1])
-    if node.op_type == "Gemm":
-        plain = attribute(node, "transB", 0) == 1 and not attribute(node, "transA", 0)
-        return name if plain and attribute(node, "beta", 1.0) == 1.0 else ""
-    if node.op_type == "MatMul":
-        made = graph.producers().get(name)
-        if name in graph.constants:
-            return name
-        if made is None or made.op_type != "Transpose":
-            return ""
-        return str(made.input[0])
-    return name
-
-
-def _path(
-    tensor: str, consumers: Mapping[str, Sequence[Any]], producers: Mapping[str, Any],
-    layers: Mapping[int, int],
-) -> list[Any] | None:  # fmt: skip
-    """From the layer that makes a tensor to it, nobody else taking anything; None if none does."""
-    path: list[Any] = []
-    while (node := producers.get(tensor)) is not None:
-        path.append(node)
-        if id(node) in layers:
-            return path[::-1]
-        if node.op_type not in (*CLAMPS, *CHOOSE) or len(node.output) > 1:
-            return None
-        tensor = node.input[0]
-        if len(consumers[tensor]) != 1:
-            return None
-    return None
-
-
-def _bounds(node: Any, graph: Graph) -> tuple[float, float]:
-    """What a clamp clamps to."""
-    if node.op_type == "Relu":
-        return 0.0, float("inf")
-    ends = [-float("inf"), float("inf")]
-    for i, name in enumerate(node.input[1:3]):
-        if name:
-            ends[i] = float(graph.constants[name])
-    return ends[0], ends[1]
-
-
-def absorb_padding(graph: Graph, layers: Sequence[Any]) -> None:
-    """Padding with zeros in front of a convolution becomes the convolution's own."""
-    producers, consumers = graph.producers(), graph.consumers()
-    for node in layers:
-        pad = producers.get(node.input[0])
-        if node.op_type != "Conv" or pad is None or pad.op_type != "Pad":
-            continue
-        value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0
-        sizes = graph.constants.get(pad.input[1]) if len(pad.input) > 1 else None
-        axes = graph.constants.get(pad.input[3]) if len(pad.input) > 3 and pad.input[3] else None
-        mode = attribute(pad, "mode", b"constant")
-        if mode not in (b"constant", "constant") or value is None or sizes is None or value != 0:
-            continue
-        if len(pad.input) > 3 and pad.input[3] and axes is None:
-            continue
-        if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
-            continue
-        if len(consumers[pad.output[0]]) != 1:
-            continue
-        around = np.zeros((2, 4), int)
-        chosen = np.arange(4) if axes is None else np.asarray(axes) % 4
-        around[:, chosen] = np.asarray(sizes).reshape(2, -1)
-        if around[:, :2].any() or (around < 0).any():
-            continue
-        own = np.array(attribute(node, "pads", (0, 0, 0, 0))).reshape(2, 2)
-        _set(node, "pads", (own + around[:, 2:]).ravel().tolist())
-        node.input[0] = pad.input[0]
-        graph.remove([pad])
-        consumers = graph.consumers()
-
-
-def _set(node: Any, name: str, value: Any) -> None:
-    from onnx import helper
-
-    kept = [each for each in node.attribute if each.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
