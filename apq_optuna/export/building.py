@@ -176,9 +176,6 @@ def _metadata(network: SubnetModule, about: Mapping[str, Any]) -> dict[str, str]
     found["input"] = json.dumps(
         "float32 (batch, channels, height, width), normalised: (pixels / 255 - mean) / std"
     )
-    found["bits"] = json.dumps(
-        {p.name: [p.w_bits, p.a_bits] for p in network.description.layers()}
-    )
     return found
 
 

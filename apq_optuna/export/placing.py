@@ -285,11 +285,11 @@ class _Placing:
         transposed = node.op_type == "MatMul"
         if (number, "sums") not in self.stored:
             values = codes.weight.T if transposed else codes.weight
-            shape = (-1,) if transposed else (-1, *[1] * (codes.weight.ndim - 2))
+            pixels = () if transposed else (1,) * (codes.weight.ndim - 2)
             self.stored[number, "sums"] = [
                 self._bytes(values, codes, signed=False),
-                graph.constant(codes.bias_scale().reshape(shape), "s"),
-                graph.constant(codes.bias.reshape(shape), "b"),
+                graph.constant(codes.bias_scale(), "s"),
+                graph.constant(codes.bias.reshape(-1, *pixels), "b"),
             ]
         stored, steps, bias = self.stored[number, "sums"]
         weight = self._unpacked(nodes, stored, codes, signed=False)
@@ -300,9 +300,14 @@ class _Placing:
             [self.bytes_of[node.input[0]], weight, zero, middle], "i", name=node.name,
         )  # fmt: skip
         made.attribute.extend(node.attribute)
-        cast, y = graph.node("Cast", [y], "i", to=FLOAT)
-        scaled, y = graph.node("Mul", [y, steps], "y")
-        nodes += [made, cast, scaled]
+        nodes.append(made)
+        if transposed:  # runtimes have one kernel for these three
+            made, y = graph.node("Cast", [y], "i", to=FLOAT)
+            nodes.append(made)
+            scaled, y = graph.node("Mul", [y, steps], "y")
+        else:
+            scaled, y = graph.node("DequantizeLinear", [y, steps], "y", axis=1)
+        nodes.append(scaled)
         if transposed or len(node.input) < 3:  # whatever adds its bias does so still
             scaled.output[0] = node.output[0]
         else:

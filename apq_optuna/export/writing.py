@@ -115,6 +115,7 @@ def described(
             layer.name: layer.why or ("rounded" if layer.rounded else "integer")
             for layer in made.layers
         },
+        "bits": {p.name: [p.w_bits, p.a_bits] for p in network.description.layers()},
         "rounded_biases": made.rounded_biases,
         "reduced_to_7_bits": list(made.reduced),
         "kernels": {
