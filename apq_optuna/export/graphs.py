@@ -64,6 +64,53 @@ def layer_graph(layer: ConvLayer, *, int8: bool, copies: int) -> tuple[bytes, tu
     return graph.serialised([("x", kind, shape)], [(y, kind) for y in outputs]), shape
 
 
+def summed_graph(layer: ConvLayer, *, copies: int) -> bytes:
+    """Copies of a quantized layer whose output a sum takes, each with input and output of its own.
+
+    As `export_onnx` writes it: kept float, added to a residual, and rounded for the layer behind.
+    Inputs and outputs have channels last, as `layer_graph`'s do.
+
+    Args:
+        layer: A convolution that is not grouped.
+        copies: How many.
+    """
+    graph = _Graph()
+    height, width = as_pair(layer.input_size)
+    kernel = as_pair(layer.kernel_size)
+    shape = (layer.out_channels, layer.in_channels, *kernel)
+    top, left = as_pair(layer.padding)
+    zero, middle = graph.constant(np.uint8(UNSIGNED)), graph.constant(np.uint8(128))
+    scale = graph.constant(np.full(layer.out_channels, WEIGHT_SCALE * SCALE, np.float32))
+    bias = graph.constant(np.zeros((layer.out_channels, 1, 1), np.float32))
+    residual = graph.add("Transpose", ["r"], perm=[0, 3, 1, 2])
+    plain = kernel == (1, 1) and as_pair(layer.stride) == (1, 1) and (top, left) == (0, 0)
+    inputs: list[tuple[str, type[np.generic], tuple[int, ...]]] = []
+    outputs = []
+    for i in range(copies):
+        if plain:
+            weight = graph.constant(graph.random.integers(-127, 128, shape[1::-1]).astype(np.int8))
+            step = graph.constant(np.full(layer.out_channels, WEIGHT_SCALE, np.float32))
+            zeros = graph.constant(np.zeros(layer.out_channels, np.int8))
+            weight = graph.add("DequantizeLinear", [weight, step, zeros], axis=1)
+            y = graph.add("MatMul", [graph.dequantized(f"x{i}", UNSIGNED), weight])
+            y = graph.add("Transpose", [y], perm=[0, 3, 1, 2])
+        else:
+            x = graph.add("Transpose", [f"x{i}"], perm=[0, 3, 1, 2])
+            weight = graph.constant(graph.random.integers(1, 256, shape).astype(np.uint8))
+            y = graph.add(
+                "ConvInteger", [x, weight, zero, middle], kernel_shape=kernel,
+                strides=as_pair(layer.stride), pads=[top, left, top, left],
+                dilations=as_pair(layer.dilation),
+            )  # fmt: skip
+            y = graph.add("DequantizeLinear", [y, scale], axis=1)
+        y = graph.add("Add", [y, bias])
+        y = graph.quantized(graph.add("Add", [y, residual]), 128)
+        outputs.append(graph.add("Transpose", [y], perm=[0, 2, 3, 1]))
+        inputs.append((f"x{i}", np.uint8, (1, height, width, layer.in_channels)))
+    inputs.append(("r", np.float32, (1, *layer.output_size, layer.out_channels)))
+    return graph.serialised(inputs, [(y, np.uint8) for y in outputs])
+
+
 def subnet_graph(subnet: Subnet) -> bytes:
     """A whole network of random weights, laid out as `export_onnx` lays out trained ones.
 
@@ -114,7 +161,7 @@ class _Graph:
         from onnx import helper, numpy_helper
 
         self._helper, self._numpy = helper, numpy_helper
-        self._rng = np.random.default_rng(0)
+        self.random = np.random.default_rng(0)
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
@@ -159,12 +206,12 @@ class _Graph:
     def _weights(self, shape: tuple[int, ...], *, int8: bool) -> list[str]:
         """Names of weight and bias."""
         if not int8:
-            weight = self._rng.standard_normal(shape, np.float32) * np.float32(0.1)
+            weight = self.random.standard_normal(shape, np.float32) * np.float32(0.1)
             return [self.constant(weight), self.constant(np.zeros(shape[0], np.float32))]
         names = []
         for kind, values, scale in (
-            (np.int8, self._rng.integers(-127, 128, shape), WEIGHT_SCALE),
-            (np.int32, self._rng.integers(-100, 101, shape[0]), WEIGHT_SCALE * SCALE),
+            (np.int8, self.random.integers(-127, 128, shape), WEIGHT_SCALE),
+            (np.int32, self.random.integers(-100, 101, shape[0]), WEIGHT_SCALE * SCALE),
         ):
             inputs = [
                 self.constant(values.astype(kind)),

@@ -11,11 +11,12 @@ A bit-width below 8 is a bound on codes, too: bytes saturate at 8 bits, so a Cli
 the rounding. So codes beyond b bits never appear, and what the layers compute is what was trained.
 
 An output that something else takes (a sum of residuals, a mean) was float in training and stays
-so, exactly: ConvInteger gives sums of products as int32, which are scaled to float. Its weights
-are unsigned bytes with the zero point 128, for which runtimes have their fastest such kernel, one
-that does not saturate. Asked to `round_outputs`, such layers are as the others, and their outputs
-are rounded to a byte over the range seen on images: faster where kernels are large, but a rounding
-that nothing was trained with, and lower widths behind it magnify it.
+so, exactly. A 1x1 convolution is a product of matrices, for which there are integer kernels that
+give floats. Of a larger one ConvInteger gives the sums of products as int32, which are scaled to
+float; its weights are unsigned bytes with the zero point 128, for which runtimes have their
+fastest such kernel, one that does not saturate. Asked to `round_outputs`, such layers are as the
+others, and their outputs are rounded to a byte over the range seen on images: faster where kernels
+are large, but a rounding that nothing was trained with, and lower widths behind it magnify it.
 """
 
 from __future__ import annotations
@@ -197,7 +198,10 @@ class _Placing:
             self._weights(node, codes, "float")
             why = GROUPED if node.op_type == "Conv" else "its bias is no int32 at its steps"
             return PlacedCodes(codes.name, number, node.name, why)
-        self._sums(node, codes)
+        if node.op_type == "Conv" and _pointwise(node, codes):
+            self._product(node, codes)
+        else:
+            self._sums(node, codes)
         return PlacedCodes(codes.name, number, node.name)
 
     def _hidden(self, node: Any, grid: Grid) -> None:
@@ -316,6 +320,38 @@ class _Placing:
             nodes.append(added)
         self.gone.append(node)
 
+    def _product(self, node: Any, codes: LayerCodes) -> None:
+        """A 1x1 convolution as a product of matrices, which has an integer kernel that gives
+        floats; channels last, as the runtime lays out what is around it."""
+        assert codes.weight_scale is not None and codes.grid is not None
+        graph, number = self.graph, id(codes)
+        nodes = self.before.setdefault(id(node), [])
+        if (number, "product") not in self.stored:
+            values = codes.weight.reshape(len(codes.weight), -1).T
+            self.stored[number, "product"] = [
+                self._bytes(values, codes, signed=True),
+                graph.constant(codes.weight_scale, "s"),
+                graph.constant(np.zeros(len(codes.weight), np.int8), "z"),
+                graph.constant(codes.bias.reshape(-1, 1, 1), "b"),
+            ]
+        stored, *steps, bias = self.stored[number, "product"]
+        weight = self._unpacked(nodes, stored, codes, signed=True)
+        grid = codes.grid
+        step = [graph.constant(np.float32(grid.scale)), graph.constant(np.uint8(grid.zero))]
+        turned, x = graph.node("Transpose", [self.bytes_of[node.input[0]]], "x", perm=LAST)
+        taken, x = graph.node("DequantizeLinear", [x, *step], "x")
+        held, weight = graph.node("DequantizeLinear", [weight, *steps], "w", axis=1)
+        made, y = graph.node("MatMul", [x, weight], "y", name=node.name)
+        back, y = graph.node("Transpose", [y], "y", perm=FIRST)
+        nodes += [turned, taken, held, made, back]
+        if len(node.input) < 3:  # whatever adds its bias does so still
+            back.output[0] = node.output[0]
+        else:
+            added, _ = graph.node("Add", [y, bias], "y")
+            added.output[0] = node.output[0]
+            nodes.append(added)
+        self.gone.append(node)
+
     def _is_int4(self, codes: LayerCodes) -> bool:
         return self.int4 and codes.w_bits <= 4
 
@@ -350,3 +386,18 @@ class _Placing:
 
 FLOAT, UINT8, INT8 = 1, 2, 3
 """Of `onnx.TensorProto`."""
+
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+"""Axes of images with channels last, and back."""
+
+
+def _pointwise(node: Any, codes: LayerCodes) -> bool:
+    """Whether a convolution is a product of matrices."""
+    return (
+        codes.weight.ndim == 4
+        and codes.weight.shape[2:] == (1, 1)
+        and attribute(node, "group", 1) == 1
+        and not any(attribute(node, "pads", ()))
+        and set(attribute(node, "strides", ())) <= {1}
+        and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", "NOTSET")
+    )

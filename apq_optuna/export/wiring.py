@@ -8,7 +8,8 @@ from typing import Any
 from apq_optuna.errors import InvalidArgumentError, SpaceError
 from apq_optuna.export.codes import LayerCodes
 from apq_optuna.export.graph import Graph
-from apq_optuna.networks import PlacedLayer, Subnet, as_pair
+from apq_optuna.networks import ConvLayer, PlacedLayer, Step, Subnet, as_pair
+from apq_optuna.space import SearchSpace
 
 BATCH = "batch"
 """Name of the dimension that images are counted along."""
@@ -86,6 +87,32 @@ def _layer(graph: Graph, x: str, placed: PlacedLayer, codes: LayerCodes) -> tupl
     if layer.groups > 1:
         more["group"] = layer.groups
     return graph.add("Conv", inputs, "l", name=placed.name, **more), weight
+
+
+def summed_layers(space: SearchSpace) -> frozenset[ConvLayer]:
+    """Layers of a space whose output something else than one layer takes, in all their sizes:
+    `export_onnx` keeps that float. None of a family that does not say how networks are wired."""
+    largest = space.decode(space.extreme(largest=True)[0])
+    if not is_wired(largest):
+        return frozenset()
+    steps, names = largest.steps(), [placed.name for placed in largest.layers()]
+    takers: dict[int, list[Step]] = {}
+    for step in steps:
+        for source in step.inputs:
+            takers.setdefault(source, []).append(step)
+    kept = {
+        names[step.layer]
+        for number, step in enumerate(steps)
+        if step.operation == "layer"
+        and [taker.operation for taker in takers.get(number, ())] != ["layer"]
+    }
+    return frozenset(
+        layer
+        for site in space.networks.sites()
+        if site.name in kept
+        for layer in map(site.layer_of, site.distinct())
+        if layer.groups == 1 and not layer.linear
+    )
 
 
 def is_wired(subnet: Subnet) -> bool:

