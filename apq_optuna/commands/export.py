@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,25 +17,37 @@ from apq_optuna.commands.common import (
     stored_study,
 )
 from apq_optuna.commands.images import load_images, supernet_images
-from apq_optuna.errors import InvalidArgumentError
+from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError, SpaceError
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
     from apq_optuna.data import ImageData
+    from apq_optuna.hardware import CostTable
     from apq_optuna.supernet import SubnetModule, Supernet
+
+NETWORK = "network.safetensors"
+"""The file that makes a folder a finished network."""
 
 SHOWN = 8
 """Layers without integer kernels that are listed."""
 
 
 def export(arguments: Any) -> None:
-    from apq_optuna.export.writing import check_writable, export_onnx
+    from apq_optuna.export.writing import check_writable, export_onnx, write_both
 
     if (arguments.folder is None) == (arguments.run is None):
         raise InvalidArgumentError(
             "give either the folder of a finished network, or --run with the --trial of a study"
         )
+    if arguments.images is not None and arguments.images < 1:
+        raise InvalidArgumentError(f"--images {arguments.images}: at least 1")
+    if arguments.folder is not None and not (arguments.folder / NETWORK).exists():
+        raise InvalidArgumentError(
+            f"{arguments.folder} is no finished network: it has no {NETWORK}, which `finetune` "
+            "writes"
+        )
+    named = _named_table(arguments)
     set_threads(arguments)
     study: Study | None = None
     supernet: Supernet | None = None
@@ -56,7 +67,7 @@ def export(arguments: Any) -> None:
         assert data is not None
         network, about = _of_trial(arguments, study, supernet, data, number)
     else:
-        network = _finished(arguments.folder)
+        network = _finished(arguments.folder, arguments.model)
         about = network.about
         data = _images(arguments, about)
     if data is not None:
@@ -66,7 +77,7 @@ def export(arguments: Any) -> None:
             "fit": data.fit, "mean": list(data.mean), "std": list(data.std), **about,
         }  # fmt: skip
     else:
-        say("note: no images (--data): nothing proves that the file computes the same")
+        say("note: no images (--data): the file is only tried on noise")
     report = export_onnx(
         network, out, data=data, opset=arguments.opset, int4=arguments.int4,
         reduce_range=arguments.reduce_range, round_outputs=arguments.round_outputs,
@@ -75,9 +86,9 @@ def export(arguments: Any) -> None:
     )  # fmt: skip
     _tell(report, out)
     if not arguments.no_measure:
-        found = _timed(arguments, out, network, supernet, study)
+        found = _timed(arguments, out, network, supernet, study, named, report)
         report["latency"] = found
-        out.with_name(out.name + ".json").write_text(json.dumps(report, indent=1) + "\n")
+        write_both(out, out.read_bytes(), report)
         if study is not None and number is not None:
             from apq_optuna.report import keep_measurement
 
@@ -111,23 +122,33 @@ def _trial(study: Study, supernet: Supernet, arguments: Any) -> int:
     return chosen[0]
 
 
-def _finished(folder: Path) -> SubnetModule:
-    """The network of a finished folder, a run's own model included."""
+def _finished(folder: Path, model_name: str | None, trusted: str = "") -> SubnetModule:
+    """The network of a finished folder.
+
+    Args:
+        folder: The folder.
+        model_name: What its model is, as the command line names it.
+        trusted: The name of a run's own model; no other name that only the folder knows is called.
+    """
     from apq_optuna._checkpoints import read_checkpoint
     from apq_optuna.networks import read_family
     from apq_optuna.quantization import load_network
-    from apq_optuna.supernet.pretrained.sources import build_model
+    from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
-    if not (folder / "network.safetensors").exists():
+    _, about = read_checkpoint(folder / NETWORK)
+    own = str(about.get("model") or "")
+    source = model_name or (own if own.startswith(LIBRARIES) or own == trusted else "")
+    if own and not source:
         raise InvalidArgumentError(
-            f"{folder} is no finished network: it has no network.safetensors, which `finetune` "
-            "writes"
+            f"{folder} is of a model of one's own, and a file runs no code: say --model {own} if "
+            "you trust it"
         )
-    _, about = read_checkpoint(folder / "network.safetensors")
-    source = str(about.get("model") or "")
     model = None
     if source:
-        model = build_model(source, read_family(about["space"]).num_classes)
+        try:
+            model = build_model(source, read_family(about["space"]).num_classes)
+        except (KeyError, TypeError, SpaceError) as error:
+            raise CheckpointError(f"{folder}: its description is damaged: {error}") from error
     return load_network(folder, model=model)
 
 
@@ -143,8 +164,8 @@ def _of_trial(
     from apq_optuna.supernet import accuracy
 
     finished = run_folder(arguments) / f"finished-{number}"
-    if (finished / "network.safetensors").exists():
-        network = _finished(finished)
+    if (finished / NETWORK).exists():
+        network = _finished(finished, None, str(getattr(supernet, "source", "")))
         if network.about.get("study") == arguments.study:
             say(f"trial {number}: its finished network, in {finished}")
             return network, network.about
@@ -194,7 +215,13 @@ def _images(arguments: Any, about: Mapping[str, Any]) -> ImageData | None:
     if about.get("mean") is not None:
         info |= {"grayscale": len(about["mean"]) == 1}
         info |= {"model_mean": about["mean"], "model_std": about["std"]}
-    return load_images(arguments, info)
+    try:
+        return load_images(arguments, info)
+    except DataError as error:
+        if arguments.data:
+            raise
+        say(f"note: {error}")  # the folder came from another machine, say
+        return None
 
 
 def _check_normalised(data: ImageData, about: Mapping[str, Any]) -> None:
@@ -263,7 +290,7 @@ def _tell(report: Mapping[str, Any], out: Path) -> None:
 
 def _timed(
     arguments: Any, out: Path, network: SubnetModule, supernet: Supernet | None,
-    study: Study | None,
+    study: Study | None, named: CostTable | None, report: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Latency of the file beside others, every round over all of them."""
     import numpy as np
@@ -271,6 +298,7 @@ def _timed(
     from apq_optuna._progress import follow, progress_bar
     from apq_optuna.export.building import build_float_onnx, build_onnx
     from apq_optuna.export.measure import ROUNDS, Run, describe, rounds_over
+    from apq_optuna.export.running import PRECISE
     from apq_optuna.quantization import quantize_network
 
     content = out.read_bytes()
@@ -281,40 +309,58 @@ def _timed(
         module = quantize_network(supernet.subnet(largest), largest)
         models["largest network, W8A8"] = build_onnx(module).content
         models["largest network, float"] = build_float_onnx(module)
+    proof = report["parity"] or {}
+    settings = PRECISE if proof.get("runtime") == "precise" else None  # what was proven
     with progress_bar(1, "measuring") as bar:
-        runs = [Run(model) for model in models.values()]
+        runs = [Run(model, settings=settings) for model in models.values()]
         latencies = rounds_over(runs, report=follow(bar))
     medians = np.median(latencies, axis=0)
     width = max(map(len, models))
     for name, column in zip(models, latencies.T, strict=True):
         ratio = medians[1] / np.median(column)
         say(f"  {name:{width}}  {np.median(column):.4f} ms  (x{ratio:.2f} of float)")
-    found = describe(content, out.name, latencies[:, 0], runs[0].shapes, rounds=ROUNDS)
+    found = describe(content, out.name, latencies[:, 0], runs[0].shapes, rounds=ROUNDS,
+                     settings=settings)  # fmt: skip
     beside = dict(zip(models, map(float, medians), strict=True))
-    estimate = _estimate(arguments, network, supernet, study)
-    if estimate is not None:
-        error = estimate / medians[0] - 1
-        say(f"  {'the table says':{width}}  {estimate:.4f} ms  ({error:+.1%})")
+    estimate = None
+    if (table := named or _kept_table(arguments, supernet, study)) is not None:
+        estimate = float(table.network_cost(network.description.layers())[0])
+        say(f"  {'the table says':{width}}  {estimate:.4f} ms  ({estimate / medians[0] - 1:+.1%})")
+        if about := table.provenance.get("correction"):
+            raw = (estimate - about["overhead_ms"]) / about["scale"]
+            say(f"  {'uncorrected':{width}}  {raw:.4f} ms  ({raw / medians[0] - 1:+.1%})")
     return {"file": found, "beside_ms": beside, "table_ms": estimate}
 
 
-def _estimate(
-    arguments: Any, network: SubnetModule, supernet: Supernet | None, study: Study | None
-) -> float | None:
-    """What the table of this machine says, where there is one."""
+def _named_table(arguments: Any) -> CostTable | None:
+    """The table that --hardware names, read before any work is done."""
+    from apq_optuna.commands.common import is_table_file
+    from apq_optuna.hardware import CostTable
+
+    name = arguments.hardware
+    if not name or (name.partition(":")[0] == "cpu" and arguments.run is not None):
+        return None
+    if not is_table_file(name):
+        raise InvalidArgumentError(
+            f"--hardware {name}: the latency of this machine is told, so give a table of it "
+            "(.json, .csv), or cpu with --run"
+        )
+    return CostTable.load(name)
+
+
+def _kept_table(
+    arguments: Any, supernet: Supernet | None, study: Study | None
+) -> CostTable | None:
+    """The table of this machine that the study used, or that is asked for; None where there is
+    none."""
     from apq_optuna._optuna import study_attribute
     from apq_optuna.commands.common import is_table_file
     from apq_optuna.hardware import CostTable
 
-    named = arguments.hardware or (study and study_attribute(study, "hardware")) or ""
-    if not named:
-        return None
-    if is_table_file(named):
-        table = CostTable.load(named)
-    elif named.partition(":")[0] == "cpu" and supernet is not None:
-        table = cost_table(named, supernet, run_folder(arguments))
-    else:
-        return None
-    if arguments.hardware or table.device == "cpu":
-        return float(table.network_cost(network.description.layers())[0])
+    name = arguments.hardware or (study and study_attribute(study, "hardware")) or ""
+    if is_table_file(name) and Path(name).exists():
+        table = CostTable.load(name)
+        return table if table.device == "cpu" else None
+    if name == "cpu" and supernet is not None:
+        return cost_table(name, supernet, run_folder(arguments))
     return None

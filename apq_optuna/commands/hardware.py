@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apq_optuna._files import replace_file
 from apq_optuna.commands.common import (
     CORRECTING_NETWORKS,
     is_table_file,
@@ -212,10 +213,15 @@ def _measure(arguments: Any) -> None:
     from apq_optuna.commands.common import stored_study
     from apq_optuna.export.measure import measure_file
     from apq_optuna.export.running import PRECISE
+    from apq_optuna.export.writing import check_writable
     from apq_optuna.report import keep_measurement
 
     if arguments.trial is not None and (arguments.run is None or len(arguments.files) != 1):
         raise InvalidArgumentError("--trial goes with --run, and with one file")
+    if arguments.out:
+        if len(arguments.files) > 1:
+            raise InvalidArgumentError("--out takes the result of one file")
+        check_writable(arguments.out)
     for path in arguments.files:
         try:
             if path.suffix == ".json":
@@ -223,7 +229,7 @@ def _measure(arguments: Any) -> None:
                 told = f"{found['latency_ms']:.4f} ms on {found['processor']}"
             else:
                 found = measure_file(
-                    path, threads=arguments.threads or 1, rounds=arguments.rounds,
+                    path, threads=arguments.threads, rounds=arguments.rounds,
                     repeats=arguments.repeats, settings=PRECISE if arguments.precise else None,
                 )  # fmt: skip
                 told = (
@@ -235,7 +241,12 @@ def _measure(arguments: Any) -> None:
             raise InvalidArgumentError(f"{path}: {type(error).__name__}: {error}") from error
         say(f"{path}: {told}")
         if arguments.out:
-            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+            try:
+                replace_file(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
+            except OSError as error:
+                raise InvalidArgumentError(
+                    f"--out {arguments.out} cannot be written: {error}"
+                ) from error
     if arguments.trial is not None:
         study = stored_study(arguments)
         keep_measurement(study, arguments.trial, found)

@@ -117,6 +117,9 @@ def export(parser: argparse.ArgumentParser) -> None:
     augment(parser)
     parser.add_argument("--run", type=Path, help="or a run, of which a trial is exported: its "
                         "finished network where there is one")  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME", help="what the folder's model is, where that is code of yours"
+    )
     parser.add_argument("--study", default="search", help="name of the study")
     parser.add_argument("--trial", type=int, help="trial (default: the most accurate)")
     parser.add_argument("--out", type=Path, help="FILE.onnx (default: RUN/trial-N.onnx, or "
@@ -132,7 +135,7 @@ def export(parser: argparse.ArgumentParser) -> None:
         help="the file takes uint8 images, (batch, height, width, channels)",
     )  # fmt: skip
     parser.add_argument("--reduce-range", action="store_true",
-                        help="weights of 7 bits where both operands have 8: for processors on "
+                        help="weights of 7 bits where bytes may be above 127: for processors on "
                         "which products of bytes saturate")  # fmt: skip
     parser.add_argument("--round-outputs", action="store_true",
                         help="round to bytes what residual sums take: faster for large kernels, "

@@ -77,8 +77,8 @@ def build_onnx(
         network: From `finish`, `load_network` or `quantize_network` (calibrated). Not changed.
         opset: Of the operators; by default 18, and 21 with `int4`.
         int4: Stores weights of 4 bits and fewer in half bytes.
-        reduce_range: Weights of 7 bits where input and weights have 8: sums of two products then
-            fit into 16 bits, in which some kernels add them up.
+        reduce_range: Weights of 7 bits in place of 8 where bytes of the input can be above 127:
+            sums of two products then fit into 16 bits, in which some kernels add them up.
         round_outputs: Normalised training images `(B, C, H, W)`, in batches: layers whose output
             is taken as float round it to a byte over the range seen on them. Faster where kernels
             are larger than 1x1, and not exact.
@@ -95,7 +95,9 @@ def build_onnx(
     own = copied(network)
     reduced = _reduce_range(own) if reduce_range else ()
     rounded = round_biases(own)
-    codes = [None if its is None else its.fitting() for its in network_codes(own)]
+    found = network_codes(own)
+    fitting = {id(its): its.fitting() for its in found if its is not None}  # one of all calls
+    codes = [None if its is None else fitting[id(its)] for its in found]
     ranges = None if round_outputs is None else output_ranges(own, round_outputs)
     graph, of_weight = float_graph(own, codes, opset)
     layers = place(graph, of_weight, codes, round_outputs=ranges, int4=int4)
@@ -160,10 +162,11 @@ def _stored_bits(w_bits: int, int4: bool) -> int:
 
 @torch.no_grad()
 def _reduce_range(network: SubnetModule) -> tuple[str, ...]:
-    """Weights of 7 bits in place of 8, where the input has 8."""
+    """Weights of 7 bits in place of 8, where a byte of the input can be above 127: where it has 8
+    bits, or is signed, and so around 128."""
     names = []
     for layer in quantized_layers(network):
-        if (layer.w_bits, layer.a_bits) == (8, 8):
+        if layer.w_bits == 8 and (layer.a_bits == 8 or (layer.signed and layer.a_bits < 8)):
             layer.w_bits, layer.weight_codes = 7, code_range(7, signed=True)
             layer.weight_scale.mul_(2.0)
             names.append(layer.name)
@@ -212,6 +215,7 @@ def _with_preprocessing(
         first, model, [("p_normalised", IMAGES)], producer_name="apq-optuna"
     )
     merged.ir_version = model.ir_version
+    del merged.opset_import[1:]
     helper.set_model_props(
         merged,
         {p.key: p.value for p in model.metadata_props}

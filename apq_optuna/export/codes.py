@@ -116,7 +116,7 @@ class LayerCodes:
         return np.asarray(np.float32(self.grid.scale) * self.weight_scale, np.float32)
 
     def bias_fits(self) -> bool:
-        """Whether the bias is an int32 at its steps."""
+        """Whether the bias is an int32 at its steps, with as much room for the sums of products
+        that are added to it."""
         steps = self.bias_scale().astype(np.float64)
-        most = np.iinfo(np.int32).max
-        return bool((steps > 0).all() and (np.abs(np.rint(self.bias / steps)) <= most).all())
+        return bool((steps > 0).all() and (np.abs(self.bias / steps) <= 2.0**30).all())

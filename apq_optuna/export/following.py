@@ -9,7 +9,6 @@ import numpy as np
 
 from apq_optuna.export.graph import Graph, attribute
 
-CLAMPS = ("Relu", "Clip")
 CHOOSE = ("MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity")
 """Operators whose outputs are some of their first input's values."""
 
@@ -24,8 +23,6 @@ def weight_of(node: Any, graph: Graph) -> str:
         return name if plain and attribute(node, "beta", 1.0) == 1.0 else ""
     if node.op_type == "MatMul":
         made = graph.producers().get(name)
-        if name in graph.constants:
-            return name
         if made is None or made.op_type != "Transpose":
             return ""
         return str(made.input[0])
@@ -34,7 +31,7 @@ def weight_of(node: Any, graph: Graph) -> str:
 
 def path(
     tensor: str, consumers: Mapping[str, Sequence[Any]], producers: Mapping[str, Any],
-    layers: Mapping[int, int],
+    layers: Mapping[int, int], graph: Graph,
 ) -> list[Any] | None:  # fmt: skip
     """From the layer that makes a tensor to it, nobody else taking anything; None if none does."""
     found: list[Any] = []
@@ -42,12 +39,19 @@ def path(
         found.append(node)
         if id(node) in layers:
             return found[::-1]
-        if node.op_type not in (*CLAMPS, *CHOOSE) or len(node.output) > 1:
+        if len(node.output) > 1 or not (node.op_type in CHOOSE or clamps(node, graph)):
             return None
         tensor = node.input[0]
         if len(consumers[tensor]) != 1:
             return None
     return None
+
+
+def clamps(node: Any, graph: Graph) -> bool:
+    """Whether a node clamps to bounds that are known."""
+    return node.op_type == "Relu" or (
+        node.op_type == "Clip" and all(not x or x in graph.constants for x in node.input[1:3])
+    )
 
 
 def bounds(node: Any, graph: Graph) -> tuple[float, float]:

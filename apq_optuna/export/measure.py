@@ -1,6 +1,7 @@
 """Times any ONNX file: warm-up, rounds, spread, and a reference that tells a disturbed moment.
 
-Needs `numpy` and `onnxruntime` alone, so that this one file can be copied to a board or a phone:
+Needs `numpy`, `onnxruntime` and Python 3.9 alone, so that this one file can be copied to a board
+or a phone:
 
     python measure.py network.onnx --out network.json
 
@@ -109,10 +110,9 @@ class Run:
         for output in self._session.get_outputs():
             self._binding.bind_output(output.name)
         self._session.run_with_iobinding(self._binding)  # allocates the outputs, now kept
-        for output, value in zip(
-            self._session.get_outputs(), self._binding.get_outputs(), strict=True
-        ):
-            self._binding.bind_ortvalue_output(output.name, value)
+        values = self._binding.get_outputs()
+        for i, output in enumerate(self._session.get_outputs()):
+            self._binding.bind_ortvalue_output(output.name, values[i])
 
     def median_ms(self, repeats: int) -> float:
         """Median of the repeats, after a warm-up."""
@@ -206,10 +206,13 @@ def measure_file(
 
     Raises:
         OSError: It cannot be read.
+        ValueError: A number below 1.
         Exception: The runtime cannot load or run it; says why.
     """
+    if min(threads, rounds, repeats, batch) < 1:
+        raise ValueError("threads, rounds, repeats and batch: at least 1")
     content = Path(path).read_bytes()
-    run = Run(content, threads, batch=batch, settings=settings)
+    run = Run(str(path), threads, batch=batch, settings=settings)  # may have weights beside it
     latencies = rounds_over([run], rounds=rounds, repeats=repeats, threads=threads)[:, 0]
     return describe(
         content, Path(path).name, latencies, run.shapes, threads=threads, rounds=rounds,
@@ -285,6 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--threads, --rounds, --repeats and --batch: at least 1")
     if given.out and len(given.files) > 1:
         parser.error("--out takes the result of one file")
+    if given.out and not os.access(os.path.dirname(os.path.abspath(given.out)), os.W_OK):
+        parser.error(f"--out {given.out} cannot be written")
     settings = {"session.x64quantprecision": "1"} if given.precise else {}
     for path in given.files:
         try:

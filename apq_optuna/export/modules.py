@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from apq_optuna._torchvision import make_importable
 from apq_optuna.errors import InvalidArgumentError, SpaceError
 from apq_optuna.export.codes import Grid, LayerCodes
 from apq_optuna.export.graph import Graph
-from apq_optuna.export.wiring import BATCH, IMAGES, LOGITS, OfWeight, is_wired, wired
+from apq_optuna.export.wiring import BATCH, IMAGES, LOGITS, OfWeight, Own, is_wired, wired
 from apq_optuna.networks import FLOAT_BITS, PlacedLayer, as_pair
 from apq_optuna.quantization.network import QuantizedLayer, computed_by, quantized_layers
 from apq_optuna.supernet import Slot, SubnetModule
@@ -81,7 +81,8 @@ class _Plain(nn.Module):
 
     def __init__(self, layer: QuantizedLayer, codes: LayerCodes) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.from_numpy(codes.float_weight()))
+        # as it is: of its calls codes take the place, other code may look at it
+        self.weight = nn.Parameter(layer.weight.detach().clone())
         self.bias = nn.Parameter(torch.from_numpy(codes.bias))
         self.stride, self.padding, self.groups = layer.stride, layer.padding, layer.groups
         self.dilation, self.relu = layer.dilation, layer.relu
@@ -122,7 +123,7 @@ def _plain(layer: QuantizedLayer, codes: LayerCodes, placed: PlacedLayer) -> nn.
     inner: nn.Module | None = layer.__dict__["inner"]
     if inner is None:
         return _Plain(layer, codes)
-    weight, bias = torch.from_numpy(codes.float_weight()), torch.from_numpy(codes.bias)
+    weight, bias = layer.weight.detach().clone(), torch.from_numpy(codes.bias)
     own = copy.deepcopy(inner).cpu().eval()
     own.weight = nn.Parameter(weight)
     if getattr(inner, "bias", None) is not None:
@@ -140,6 +141,16 @@ def _plain(layer: QuantizedLayer, codes: LayerCodes, placed: PlacedLayer) -> nn.
     return _Biased(own, bias)
 
 
+def _without(module: nn.Module) -> Callable[[Any], bool | None]:
+    """Says of a node that it is not computed beforehand where it takes a module's weights."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+
+    def fold(node: Any) -> bool | None:
+        return False if any(x is not None and x.name in names for x in node.inputs) else None
+
+    return fold
+
+
 def exported(
     network: SubnetModule, codes: Sequence[LayerCodes | None], opset: int
 ) -> tuple[Graph, OfWeight]:
@@ -151,7 +162,7 @@ def exported(
     """
     make_importable()  # the exporter looks for torchvision
     try:
-        import onnxscript  # noqa: F401  # what torch's exporter is made of
+        from onnxscript import optimizer  # of what torch's exporter is made of
     except ImportError as error:
         raise InvalidArgumentError(
             "the graph of a model of one's own is written by torch's exporter, which needs "
@@ -175,10 +186,16 @@ def exported(
             program = torch.onnx.export(
                 plain, (images,), dynamo=True, opset_version=opset, verbose=False,
                 input_names=[IMAGES], output_names=[LOGITS], dynamic_shapes=({0: batch},),
-                external_data=False,
+                external_data=False, optimize=False,
             )  # fmt: skip
-        assert program is not None
+            assert program is not None
+            # its own optimisation gives equal weights one name, and folded ones another
+            optimizer.fold_constants(program.model, should_fold=_without(plain))
+            optimizer.remove_unused_nodes(program.model)
         graph = Graph.of(program.model_proto)
+        versions = {each.version for each in program.model_proto.opset_import if not each.domain}
+        if versions != {opset}:
+            raise SpaceError(f"it writes opset {versions}, not {opset}")
     except Exception as error:  # whatever a model's own code meets there
         said = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
         raise SpaceError(
@@ -190,37 +207,20 @@ def exported(
     for number, layer in enumerate(layers):
         if id(layer) in instead:
             numbers.setdefault(id(instead[id(layer)]), []).append(number)
-    of_weight = {
-        f"{path}{'.layer' if isinstance(module, _Biased) else ''}.weight": numbers[id(module)]
-        for path, module in plain.named_modules(remove_duplicate=False)
-        if id(module) in numbers
-    }
-    _find_transposed(graph, of_weight, codes)
-    return graph, of_weight
-
-
-def _find_transposed(
-    graph: Graph, of_weight: OfWeight, codes: Sequence[LayerCodes | None]
-) -> None:
-    """The exporter stores weights of products transposed, under names of its own: known by what
-    they are."""
-    left = {
-        numbers[0]: numbers for name, numbers in of_weight.items() if name not in graph.constants
-    }
-    for node in graph.nodes:
-        weight = graph.constants.get(node.input[1]) if node.op_type == "MatMul" else None
-        if weight is None or node.input[1] in of_weight:
+    of_weight: OfWeight = {}
+    for path, module in plain.named_modules(remove_duplicate=False):
+        if id(module) not in numbers:
             continue
-        for number, numbers in left.items():
-            its = codes[number]
-            if (
-                its is not None
-                and its.weight.shape == weight.shape[::-1]
-                and np.array_equal(its.float_weight().T, weight)
-            ):
-                of_weight[node.input[1]] = numbers
-                del left[number]
-                break
+        biased = isinstance(module, _Biased)
+        name, bias = (f"{path}.layer.weight", "") if biased else (f"{path}.weight", f"{path}.bias")
+        of_weight[name] = Own(tuple(numbers[id(module)]), bias)
+    biases = {own.bias for own in of_weight.values()}
+    for node in graph.nodes:  # a bias of zeros is how it writes none
+        name = node.input[2] if node.op_type == "Conv" and len(node.input) > 2 else ""
+        added = None if name in biases else graph.constants.get(name)
+        if added is not None and not np.asarray(added).any():
+            del node.input[2:]
+    return graph, of_weight
 
 
 def float_graph(

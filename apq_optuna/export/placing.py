@@ -21,16 +21,19 @@ are large, but a rounding that nothing was trained with, and lower widths behind
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from apq_optuna.errors import SpaceError
 from apq_optuna.export.codes import SIGNED, Grid, LayerCodes
-from apq_optuna.export.following import CLAMPS, absorb_padding, bounds, path, weight_of
+from apq_optuna.export.following import absorb_padding, bounds, clamps, path, weight_of
 from apq_optuna.export.graph import Graph, attribute
+from apq_optuna.export.wiring import OfWeight
 
+LARGE = "its bias is no int32 at the steps of its products"
 GROUPED = "grouped, and its output is taken as float: runtimes have no fast integer kernel of that"
 
 
@@ -55,7 +58,7 @@ class PlacedCodes:
 
 def place(
     graph: Graph,
-    of_weight: Mapping[str, Sequence[int]],
+    of_weight: OfWeight,
     codes: Sequence[LayerCodes | None],
     *,
     round_outputs: Sequence[tuple[float, float]] | None = None,
@@ -65,7 +68,7 @@ def place(
 
     Args:
         graph: From `wiring`; changed.
-        of_weight: Of which layers each weight is, one a call.
+        of_weight: Whose each weight is.
         codes: Of each layer.
         round_outputs: Smallest and largest output of each layer, over which those that something
             else takes are rounded to bytes; None keeps them exact.
@@ -79,18 +82,12 @@ def place(
 
 class _Placing:
     def __init__(
-        self, graph: Graph, of_weight: Mapping[str, Sequence[int]],
+        self, graph: Graph, of_weight: OfWeight,
         codes: Sequence[LayerCodes | None],
         ranges: Sequence[tuple[float, float]] | None, int4: bool,
     ) -> None:  # fmt: skip
         self.graph, self.codes, self.ranges, self.int4 = graph, codes, ranges, int4
-        self.numbers: dict[int, int] = {}
-        called: dict[str, int] = {}
-        for node in graph.nodes:
-            weight = weight_of(node, graph)
-            if numbers := of_weight.get(weight):
-                call = min(called.get(weight, 0), len(numbers) - 1)
-                self.numbers[id(node)], called[weight] = numbers[call], call + 1
+        self.numbers = self._calls(of_weight)
         absorb_padding(graph, [node for node in graph.nodes if id(node) in self.numbers])
         self.before: dict[int, list[Any]] = {}
         self.after: dict[int, list[Any]] = {}
@@ -98,7 +95,50 @@ class _Placing:
         self.outputs: dict[int, Grid] = {}
         self.gone: list[Any] = []
         self.bytes_of: dict[str, str] = {}
+        self.grid_of: dict[str, Grid] = {}
         self.stored: dict[tuple[int, str], list[str]] = {}  # by the codes, which calls share
+
+    def _calls(self, of_weight: OfWeight) -> dict[int, int]:
+        """Which layer each node is, by the node's id.
+
+        It takes the layer's weight and its bias, or, where code adds that in a way of its own,
+        none. Who takes the weight in yet another way is no call of the layer.
+        """
+        consumers = self.graph.consumers()
+        plain: dict[tuple[int, ...], list[Any]] = {own.numbers: [] for own in of_weight.values()}
+        bare: dict[tuple[int, ...], list[Any]] = {numbers: [] for numbers in plain}
+        for node in self.graph.nodes:
+            own = of_weight.get(weight_of(node, self.graph))
+            if own is None:
+                continue
+            takers = [t for t in consumers.get(node.output[0], ()) if t is not None]
+            beside = [x for t in takers if t.op_type == "Add" for x in t.input]
+            added = beside if node.op_type == "MatMul" else node.input[2:3]
+            if own.bias in added:
+                plain[own.numbers].append(node)
+            elif node.op_type == "MatMul" or not len(added):
+                bare[own.numbers].append(node)
+        found: dict[int, int] = {}
+        for numbers, calls in plain.items():
+            if len(calls) < len(numbers):
+                order = {id(node): i for i, node in enumerate(self.graph.nodes)}
+                calls = sorted([*calls, *bare[numbers]], key=lambda node: order[id(node)])
+            codes = self.codes[numbers[0]]
+            if len(calls) != len(numbers) and codes is not None:
+                raise SpaceError(
+                    f"{codes.name}: its code computes with its weight or bias in a way of its "
+                    "own, which cannot be written with integers"
+                )
+            found |= {id(node): number for node, number in zip(calls, numbers, strict=True)}
+        return found
+
+    def _takers(self, tensor: str) -> list[Any]:
+        """Who takes a tensor by now; the graph's output counts as None."""
+        nodes = [*self.first, *self.graph.nodes]
+        for more in (*self.before.values(), *self.after.values()):
+            nodes += more
+        found = [node for node in nodes for x in node.input if x == tensor]
+        return found + [None for value in self.graph.outputs if value.name == tensor]
 
     def placed(self) -> list[PlacedCodes]:
         layers = [node for node in self.graph.nodes if id(node) in self.numbers]
@@ -129,7 +169,9 @@ class _Placing:
         for tensor, grids in wanted.items():
             for grid, takers in grids.items():
                 own = len(consumers[tensor]) == len(takers)  # nobody else takes it
-                found = path(tensor, consumers, producers, self.numbers) if own else None
+                found = (
+                    path(tensor, consumers, producers, self.numbers, self.graph) if own else None
+                )
                 if found is None or not self._integer(found[0]):
                     y = self._rounded(tensor, grid, producers.get(tensor))
                 else:
@@ -143,12 +185,12 @@ class _Placing:
         plain = Grid(grid.scale, grid.zero, 0, 255)
         clamped = grid
         for node in rest:
-            if node.op_type in CLAMPS:
+            if clamps(node, self.graph):
                 clamped = clamped.clamped(*bounds(node, self.graph))
         self.outputs[id(layer)] = clamped
         y = self._rounded(layer.output[0], clamped, layer)
         for node in rest:
-            if node.op_type in CLAMPS:
+            if clamps(node, self.graph):
                 self.graph.remove([node])
                 continue
             node.input[0] = y
@@ -169,7 +211,7 @@ class _Placing:
         codes = y
         node, y = graph.node("DequantizeLinear", [codes, *step], "d")
         nodes.append(node)
-        self.bytes_of[y] = codes
+        self.bytes_of[y], self.grid_of[y] = codes, grid
         (self.first if producer is None else self.after.setdefault(id(producer), [])).extend(nodes)
         return y
 
@@ -180,8 +222,6 @@ class _Placing:
         codes, number = self._of(node), self.numbers[id(node)]
         node.name = self.graph.name(codes.name)
         if not codes.integer:
-            if codes.grid is not None:
-                self._hidden(node, codes.grid)
             self._weights(node, codes, "float")
             why = f"W{codes.w_bits}A{codes.a_bits}: an operand is float"
             return PlacedCodes(codes.name, number, node.name, why)
@@ -196,7 +236,7 @@ class _Placing:
             return PlacedCodes(codes.name, number, node.name, rounded=True)
         if node.op_type == "Gemm" or attribute(node, "group", 1) > 1:
             self._weights(node, codes, "float")
-            why = GROUPED if node.op_type == "Conv" else "its bias is no int32 at its steps"
+            why = GROUPED if codes.bias_fits() else LARGE
             return PlacedCodes(codes.name, number, node.name, why)
         if node.op_type == "Conv" and _pointwise(node, codes):
             self._product(node, codes)
@@ -204,11 +244,11 @@ class _Placing:
             self._sums(node, codes)
         return PlacedCodes(codes.name, number, node.name)
 
-    def _hidden(self, node: Any, grid: Grid) -> None:
-        """The rounded input of a layer whose weights are float, without a DequantizeLinear: where
-        a runtime sees one, it may round the weights, too."""
+    def _hide(self, node: Any) -> None:
+        """The rounded input of a layer that stays float, without a DequantizeLinear: where a
+        runtime sees one, it may round what is float of the layer, too."""
         nodes = self.before.setdefault(id(node), [])
-        x = self.bytes_of[node.input[0]]
+        grid, x = self.grid_of[node.input[0]], self.bytes_of[node.input[0]]
         cast, x = self.graph.node("Cast", [x], "d", to=FLOAT)
         zero = self.graph.constant(np.float32(grid.zero))
         moved, x = self.graph.node("Sub", [x, zero], "d")
@@ -218,20 +258,19 @@ class _Placing:
 
     def _over_its_range(self, node: Any, seen: tuple[float, float]) -> None:
         """Rounds the output of a layer to a byte, over its range behind the clamps that follow."""
-        consumers = self.graph.consumers()
         low, high = seen
-        last, clamps = node, []
-        while len(found := consumers[last.output[0]]) == 1 and found[0] is not None:
-            if found[0].op_type not in CLAMPS:
+        last, behind_it = node, []
+        while len(found := self._takers(last.output[0])) == 1 and found[0] is not None:
+            if not clamps(found[0], self.graph):
                 break
             last = found[0]
-            clamps.append(last)
+            behind_it.append(last)
             bottom, top = bounds(last, self.graph)
             low, high = max(low, bottom), min(high, top)
         old, behind = last.output[0], self.after.pop(id(node), [])
-        for each in clamps:
+        for each in behind_it:
             behind += self.after.pop(id(each), [])
-        self.graph.remove(clamps)
+        self.graph.remove(behind_it)
         everywhere = (*self.after.values(), *self.before.values(), self.first, self.graph.nodes)
         takers = [taker for nodes in (behind, *everywhere) for taker in nodes]
         y = self._rounded(node.output[0], Grid.over(low, high), node)
@@ -246,6 +285,8 @@ class _Placing:
         its bias is of `bytes`, too."""
         graph, number = self.graph, id(codes)
         nodes = self.before.setdefault(id(node), [])
+        if kind == "float" and node.input[0] in self.bytes_of:
+            self._hide(node)
         transposed = node.op_type == "MatMul"
         values = codes.weight.T if transposed else codes.weight
         if (number, kind) not in self.stored:
@@ -266,7 +307,9 @@ class _Placing:
         if codes.weight_scale is not None:
             weight = self._unpacked(nodes, weight, codes, signed=True)
             more = [graph.constant(codes.weight_scale, "s")]
-            if node.op_type == "Gemm":  # whose integer kernel is not made without zero points
+            # the integer kernel of Gemm is not made without; of a layer that stays float runtimes
+            # make up others, which fail
+            if node.op_type == "Gemm" or kind == "float":
                 more.append(graph.constant(np.zeros(len(codes.weight), np.int8), "z"))
             made, weight = graph.node(
                 "DequantizeLinear", [weight, *more], "w", axis=int(transposed)

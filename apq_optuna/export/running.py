@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from apq_optuna.data import ImageData
-from apq_optuna.errors import ExportError
-from apq_optuna.export.building import OnnxNetwork
+from apq_optuna.errors import ExportError, InvalidArgumentError
+from apq_optuna.export.building import OnnxNetwork, copied
 from apq_optuna.export.placing import PlacedCodes
 from apq_optuna.networks import Subnet
 from apq_optuna.supernet import SubnetModule
@@ -44,6 +44,10 @@ EQUAL_TOP1, APART = 0.995, 0.003
 BATCH = 250
 LOOKED_AT = 500
 """Images on which sessions are compared with each other."""
+
+NOISE, ON_NOISE = 16, 0.25
+"""Images of noise, and how far logits may be apart on half of them: codes that fall on the other
+side of a half make more of a difference there than on images."""
 
 
 def session(
@@ -246,17 +250,19 @@ def parity(
 
     from apq_optuna.export.measure import processor_name
 
+    if limit is not None and limit < 1:
+        raise InvalidArgumentError(f"limit={limit}: at least one image")
     default = session(made.content, threads=threads)
     saturates = _saturates(made, default, data, pixels, threads)
     precise = session(made.content, threads=threads, settings=PRECISE) if saturates else None
     changed = made.rounded_biases or bool(made.reduced)
-    given = given.to("cpu").eval()
+    before_it = copied(given) if changed else given
     ours, theirs, exact, before, labels = [], [], [], [], []
     for images, fed, truth in _fed(data, pixels, limit):
         with torch.no_grad():
             ours.append(made.network(images).numpy())
             if changed:
-                before.append(given(images).argmax(1).numpy())
+                before.append(before_it(images).argmax(1).numpy())
         theirs.append(_run(default, fed))
         if precise is not None:
             exact.append(_run(precise, fed))
@@ -283,6 +289,27 @@ def parity(
     )
 
 
+def check_on_noise(made: OnnxNetwork) -> None:
+    """Whether a file computes anything like its network, without images: on noise.
+
+    Raises:
+        ExportError: It does not.
+    """
+    shape = made.network.description.family.input_shape
+    images = torch.randn(NOISE, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = made.network(images).numpy()
+    size = float(np.sqrt(np.square(expected).mean())) or 1.0
+    for optimised in (False, True):
+        got = _run(session(made.content, optimised=optimised), images.numpy())
+        apart = float(np.median(np.abs(got - expected).max(axis=1))) / size
+        if not apart < ON_NOISE:
+            raise ExportError(
+                f"the file computes something else than the network: on noise its logits are "
+                f"apart by {apart:.2g} of their size"
+            )
+
+
 def _fed(
     data: ImageData, pixels: bool, limit: int | None
 ) -> Iterator[tuple[torch.Tensor, NDArray[Any], NDArray[np.int64]]]:
@@ -300,7 +327,10 @@ def _fed(
 
 def _run(runtime: Any, fed: NDArray[Any]) -> NDArray[np.float32]:
     name = runtime.get_inputs()[0].name
-    return np.asarray(runtime.run(None, {name: np.ascontiguousarray(fed)})[0], np.float32)
+    try:
+        return np.asarray(runtime.run(None, {name: np.ascontiguousarray(fed)})[0], np.float32)
+    except Exception as error:  # the runtime has its own kinds
+        raise ExportError(f"the runtime stops at the file: {error}") from error
 
 
 def _agreement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from apq_optuna.errors import InvalidArgumentError, SpaceError
@@ -17,8 +18,21 @@ BATCH = "batch"
 IMAGES, LOGITS = "images", "logits"
 """Names of a graph's input and output."""
 
-OfWeight = dict[str, list[int]]
-"""Of which layers a weight is: positions in `Subnet.layers()`, one a call."""
+
+@dataclass(frozen=True)
+class Own:
+    """Whose a weight is.
+
+    Attributes:
+        numbers: Positions of its layer in `Subnet.layers()`, one a call.
+        bias: Name of the layer's bias; empty where that is added elsewhere.
+    """
+
+    numbers: tuple[int, ...]
+    bias: str
+
+
+OfWeight = dict[str, Own]
 
 
 def wired(subnet: Subnet, codes: Sequence[LayerCodes | None]) -> tuple[Graph, OfWeight]:
@@ -44,9 +58,8 @@ def wired(subnet: Subnet, codes: Sequence[LayerCodes | None]) -> tuple[Graph, Of
         if step.operation == "layer":
             layer = codes[step.layer]
             assert layer is not None
-            y, weight = _layer(graph, inputs[0], placed[step.layer], layer)
-            of_weight[weight] = [step.layer]
-            y = graph.add("Relu", [y], "r") if step.relu else y
+            y, weight, bias = _layer(graph, inputs[0], placed[step.layer], layer)
+            of_weight[weight] = Own((step.layer,), bias)
         elif step.operation == "add":
             y = graph.add("Add", inputs, "s")
         elif step.operation == "concat":
@@ -55,7 +68,7 @@ def wired(subnet: Subnet, codes: Sequence[LayerCodes | None]) -> tuple[Graph, Of
             y = graph.add("Flatten", [graph.add("GlobalAveragePool", inputs, "m")], "m")
         else:
             raise InvalidArgumentError(f"step {number} is {step.operation!r}: has no graph")
-        outputs[number] = y
+        outputs[number] = graph.add("Relu", [y], "r") if step.relu else y
     graph.nodes[-1].output[0] = LOGITS
     return graph, of_weight
 
@@ -70,13 +83,13 @@ def _empty(shape: Sequence[int], classes: int) -> Graph:
     )
 
 
-def _layer(graph: Graph, x: str, placed: PlacedLayer, codes: LayerCodes) -> tuple[str, str]:
-    """A layer at the end of a graph: the names of its output and of its weight."""
+def _layer(graph: Graph, x: str, placed: PlacedLayer, codes: LayerCodes) -> tuple[str, str, str]:
+    """A layer at the end of a graph: the names of its output, its weight and its bias."""
     layer = placed.layer
-    weight = graph.constant(codes.float_weight(), "w")
-    inputs = [x, weight, graph.constant(codes.bias, "b")]
+    weight, bias = graph.constant(codes.float_weight(), "w"), graph.constant(codes.bias, "b")
+    inputs = [x, weight, bias]
     if layer.linear:
-        return graph.add("Gemm", inputs, "l", name=placed.name, transB=1), weight
+        return graph.add("Gemm", inputs, "l", name=placed.name, transB=1), weight, bias
     top, left = as_pair(layer.padding)
     more: dict[str, Any] = {}
     if any(as_pair(layer.padding)):
@@ -86,7 +99,7 @@ def _layer(graph: Graph, x: str, placed: PlacedLayer, codes: LayerCodes) -> tupl
             more[name] = as_pair(value)
     if layer.groups > 1:
         more["group"] = layer.groups
-    return graph.add("Conv", inputs, "l", name=placed.name, **more), weight
+    return graph.add("Conv", inputs, "l", name=placed.name, **more), weight, bias
 
 
 def summed_layers(space: SearchSpace) -> frozenset[ConvLayer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,9 +14,17 @@ from torch import Tensor
 
 from apq_optuna._files import replace_file
 from apq_optuna.data import ImageData
-from apq_optuna.errors import ExportError
+from apq_optuna.errors import ExportError, InvalidArgumentError
 from apq_optuna.export.building import OnnxNetwork, build_onnx
-from apq_optuna.export.running import APART, EQUAL_TOP1, Kernels, Parity, kernels_of, parity
+from apq_optuna.export.running import (
+    APART,
+    EQUAL_TOP1,
+    Kernels,
+    Parity,
+    check_on_noise,
+    kernels_of,
+    parity,
+)
 from apq_optuna.supernet import SubnetModule
 
 RANGE_IMAGES = 512
@@ -45,11 +54,12 @@ def export_onnx(
     Args:
         network: From `load_network` or `finish`. Not changed.
         path: The file; a report in JSON is written beside it, as FILE.json.
-        data: Images the network is used to; without them nothing is proven.
+        data: Images the network is used to; without them the file is only tried on noise.
         opset: Of the operators; by default 18, and 21 with `int4`.
         int4: Stores weights of 4 bits and fewer in half bytes.
-        reduce_range: Weights of 7 bits where both operands have 8: for processors on which
-            products of bytes saturate. It is another network, whose accuracy the report has.
+        reduce_range: Weights of 7 bits in place of 8 where the input's bytes can be above 127: for
+            processors on which products of bytes saturate. It is another network, whose accuracy
+            the report has.
         round_outputs: Rounds outputs that are taken as float to bytes, over the range seen on
             training images. Faster where such kernels are larger than 1x1; not exact.
         with_preprocessing: The file takes `(B, H, W, C)` uint8 pixels.
@@ -63,12 +73,14 @@ def export_onnx(
     Raises:
         ExportError: The file does not compute what the network computes (fewer than 99.5 % of
             images in the same class, or more than 0.3 points apart): it is kept aside as
-            FILE.rejected. Or the runtime or ONNX refuse it.
+            FILE.rejected. Or the runtime or ONNX refuse it, or it cannot be written: nothing of it
+            is left then.
         InvalidArgumentError: The network is not quantized, or an option has no such value.
         SpaceError: The network's code cannot be written as a graph.
-        OSError: The file cannot be written; nothing of it is left.
     """
     path = Path(path)
+    if limit is not None and limit < 1:
+        raise InvalidArgumentError(f"limit={limit}: at least one image")
     check_writable(path)
     if round_outputs and data is None:
         raise ExportError("round_outputs needs data: ranges are those seen on training images")
@@ -79,6 +91,8 @@ def export_onnx(
     )  # fmt: skip
     kernels = kernels_of(made.content, made.layers, network.description)
     proof = None
+    if data is None and not with_preprocessing:
+        check_on_noise(made)
     if data is not None:
         proof = parity(
             made, network, data, pixels=with_preprocessing, limit=limit, threads=threads
@@ -86,11 +100,10 @@ def export_onnx(
     report = described(made, kernels, proof, network) | {"file": path.name}
     rejected = proof is not None and not proof.passed
     where = path.with_name(path.name + ".rejected") if rejected else path
-    replace_file(where, made.content)
-    replace_file(
-        where.with_name(where.name + ".json"), (json.dumps(report, indent=1) + "\n").encode()
-    )
+    write_both(where, made.content, report)
     if rejected:
+        for old in (path, report_path(path)):  # of another network
+            old.unlink(missing_ok=True)
         assert proof is not None
         raise ExportError(
             f"{path} does not compute what the network does: {proof.text()}; at least "
@@ -98,6 +111,27 @@ def export_onnx(
             f"as {where}"
         )
     return report
+
+
+def report_path(path: Path) -> Path:
+    """Where the report of a file is."""
+    return path.with_name(path.name + ".json")
+
+
+def write_both(path: Path, content: bytes, report: Mapping[str, Any]) -> None:
+    """Writes a file and its report, both or none of them.
+
+    Raises:
+        ExportError: They cannot be written; nothing is left.
+    """
+    try:
+        replace_file(path, content)
+        replace_file(report_path(path), (json.dumps(report, indent=1) + "\n").encode())
+    except OSError as error:
+        for each in (path, report_path(path)):
+            with contextlib.suppress(OSError):
+                each.unlink(missing_ok=True)
+        raise ExportError(f"{path} cannot be written: {error}") from error
 
 
 def described(

@@ -27,8 +27,8 @@ from apq_optuna.supernet import ConvNorm, Slot, SubnetModule, module_of
 from apq_optuna.supernet.convolution import conv2d
 from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
-LARGEST_BIAS = 2**31 - 2**8
-"""In units of the products it is added to; an int32, with room for the float that holds it."""
+LARGEST_BIAS = 2**30
+"""In units of the products it is added to: an int32, with as much room for their sum."""
 
 CALIBRATION_VALUES = 1 << 16
 """Activations looked at when a step size is started."""

@@ -21,6 +21,12 @@ CALIBRATION_AT_ONCE = 1 << 18
 """Values with which several step sizes are tried at once; more would leave the cache."""
 
 
+def exporting() -> bool:
+    """Whether `torch.export` is at work."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # not in all versions
+    return bool(asked and asked())
+
+
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
     """Lowest and highest integer code of a bit-width."""
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
@@ -117,7 +123,7 @@ def fake_quantize(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     Returns:
         Values of the shape of `x`, each a multiple of its scale.
     """
-    if torch.compiler.is_compiling():  # exported or compiled: sizes may be symbols
+    if exporting():  # sizes may be symbols, and nothing learns
         return (x / scale).clamp(low, high).round() * scale
     values = x.numel() / scale.numel()
     weight = 1.0 / math.sqrt(max(values * max(high, 1), 1))

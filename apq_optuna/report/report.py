@@ -216,6 +216,9 @@ def keep_measurement(study: Study, trial: int, found: Mapping[str, Any]) -> None
         raise InvalidArgumentError(
             f"found: no {missing[0]!r}; give what `apq-optuna hardware measure` wrote"
         )
+    latency = found["latency_ms"]
+    if not isinstance(latency, int | float) or not 0 < latency < float("inf"):
+        raise InvalidArgumentError(f"found: latency_ms {latency!r} is no time")
     set_study_attribute(study, f"{EXPORTED}{trial}", {name: found[name] for name in names})
 
 

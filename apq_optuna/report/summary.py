@@ -60,6 +60,17 @@ class StudySummary:
         value = self.trials[index].user_attrs.get("measured_latency_ms")
         return None if value is None else float(value)
 
+    def _measured_text(self, index: int) -> str | None:
+        """What `measured` says, with the processor where others' are in the table, too."""
+        value = self.measured(index)
+        if value is None:
+            return None
+        places = {str(found["processor"]) for found in self.exported.values()}
+        own = self.exported.get(int(self.numbers[index]))
+        if len(places) < 2 or own is None:
+            return f"{value:.4f}"
+        return f"{value:.4f}@{str(own['processor']).replace(' ', '-')}"
+
     def again(self, index: int) -> tuple[float, float, int] | None:
         """Mean, deviation (NaN of one) and number of a trial's further measurements, if any."""
         values = self.confirmed.get(int(self.numbers[index]))
@@ -128,7 +139,9 @@ class StudySummary:
         elif "accuracy_std" in attributes:
             lines.append(f"deviation over seeds: {attributes['accuracy_std']:.2g}")
         if (latency := self.measured(index)) is not None:
-            lines.append(f"measured: {latency:.4g} ms")
+            found = self.exported.get(int(self.numbers[index]), {})
+            where = f" on {found['processor']}" if found else ""
+            lines.append(f"measured: {latency:.4g} ms{where}")
         if "macs" in attributes:
             lines.append(f"{attributes['macs'] / 1e6:.2f} MMACs")
         if np.isfinite(bits := self.mean_bits(index)):
@@ -137,7 +150,7 @@ class StudySummary:
 
     def table(self) -> str:
         """The front as aligned text, one line a trial."""
-        measured = {int(i): self.measured(int(i)) for i in self.front}
+        measured = {int(i): self._measured_text(int(i)) for i in self.front}
         some = any(value is not None for value in measured.values())
         header = ["trial", *self.metric_names, *["measured"] * some, "fp32", "MMACs"]
         header.append("mean bits")
@@ -155,17 +168,13 @@ class StudySummary:
                     f"{self.values[i][0]:.4f}",
                     *(more if self.confirmed else ()),
                     *(f"{value:.4f}" for value in self.values[i][1:]),
-                    *([_or_dash(measured[int(i)])] if some else ()),
+                    *([measured[int(i)] or "-"] if some else ()),
                     "" if fp32 is None else f"{fp32:.4f}",
                     "" if macs is None else f"{macs / 1e6:.2f}",
                     f"{bits:.2f}" if np.isfinite(bits) else "",
                 ]
             )
         return aligned(rows)
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def stored_space(study: Study) -> SearchSpace | None:

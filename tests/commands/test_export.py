@@ -86,14 +86,19 @@ def test_what_was_timed_elsewhere_goes_with_its_trial(
     assert main([*keep, "0"]) == 0
     assert "7.5000 ms on a board" in capsys.readouterr().out
     assert main(["report", "--run", str(run)]) == 0
-    assert "measured: 7.5 ms" in (run / "search.html").read_text()
+    assert "measured: 7.5 ms on a board" in (run / "search.html").read_text()
     assert main([*keep, "99"]) == 2
     assert "no completed trial" in capsys.readouterr().err
     Path("bad.json").write_text("{}")
     assert main(["hardware", "measure", "bad.json"]) == 2
     assert main(["hardware", "measure", "none.onnx"]) == 2
     assert main(["hardware", "measure", "network.onnx", "--trial", "1"]) == 2
-    assert "--trial goes with --run" in capsys.readouterr().err
+    assert main(["hardware", "measure", "network.onnx", "--rounds", "0"]) == 2
+    assert main(["hardware", "measure", "a.onnx", "b.onnx", "--out", "x.json"]) == 2
+    assert main(["hardware", "measure", "network.onnx", "--out", "/proc/x.json"]) == 2
+    said = capsys.readouterr().err
+    assert "--trial goes with --run" in said and "at least 1" in said
+    assert "--out takes the result of one file" in said and "cannot be written" in said
 
 
 def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +115,10 @@ def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--trial 9: the study has no such trial" in refused("--run", str(run), "--trial", "9")
     assert "--trial 1: it did not complete (fail)" in refused("--run", str(run), "--trial", "1")
     assert "is no finished network" in refused(str(run))
+    assert "is no finished network" in refused("nowhere") and not Path("nowhere").exists()
+    assert "--images 0: at least 1" in refused("--run", str(run), "--images", "0")
+    assert "give a table of it" in refused("--run", str(run), "--hardware", "bitfusion")
+    assert "none.json" in refused("--run", str(run), "--hardware", "none.json")
     assert "is a folder" in refused("--run", str(run), "--out", str(run), "--overwrite")
     assert "opset=3: from 18" in refused("--run", str(run), "--opset", "3", "--images", "20")
 
@@ -119,3 +128,22 @@ def test_each_trial_is_run_as_it_would_be_exported(run: Path) -> None:
     study = optuna.load_study(study_name="search", storage=open_storage(f"sqlite:///{run}/apq.db"))
     attributes = study.trials[0].user_attrs
     assert attributes["measured_latency_ms"] > 0 and "not_measured" not in attributes
+
+
+def test_a_strangers_folder_runs_no_code(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "--run", str(run), *SEARCH[:-1], "1"]) == 0
+    assert main(["finetune", "--run", str(run), "--trial", "0", "--epochs", "0.2"]) == 0
+    folder = run / "finished-0"
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')\n")
+    about = json.loads((folder / "network.json").read_text()) | {"model": "evil:make"}
+    (folder / "network.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert main(["export", str(folder)]) == 2
+    assert "a file runs no code: say --model evil:make" in capsys.readouterr().err
+    about |= {"model": "", "data": "folder:/gone/images"}
+    (folder / "network.json").write_text(json.dumps(about))
+    assert main(["export", str(folder), "--no-measure"]) == 0
+    said = capsys.readouterr().out
+    assert "/gone/images" in said and "only tried on noise" in said

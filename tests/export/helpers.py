@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import apq_optuna as apq
 from apq_optuna.export import build_onnx
 from apq_optuna.export.building import OnnxNetwork
-from apq_optuna.export.running import Kernels, kernels_of
+from apq_optuna.export.running import PRECISE, Kernels, kernels_of
+from apq_optuna.export.running import session as open_session
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import calibrate, quantize_network
 from apq_optuna.supernet import SubnetModule
@@ -42,22 +42,25 @@ def calibrated(
     return network.eval()
 
 
-def run(content: bytes, given: Tensor, *, optimised: bool = True) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+def run(
+    content: bytes, given: Tensor, *, optimised: bool = True,
+    settings: dict[str, str] | None = None,
+) -> np.ndarray:  # fmt: skip
+    session = open_session(content, optimised=optimised, settings=settings)
     name = session.get_inputs()[0].name
     return np.asarray(session.run(None, {name: given.contiguous().numpy()})[0])
 
 
 def check(
-    network: SubnetModule, shape: tuple[int, int, int] = SHAPE, *, close: float = 0.02,
-    **options: object,
+    network: SubnetModule, shape: tuple[int, int, int] = SHAPE, *,
+    close: float = 0.05, exact: float | None = 1e-4, **options: object,
 ) -> tuple[OnnxNetwork, Kernels]:  # fmt: skip
-    """Exports a network and sees that the file computes what was written, with and without the
-    runtime's optimisation; a code in a thousand may fall on the other side of a half."""
+    """Exports a network and sees that the file computes what was written: as it is, as the runtime
+    optimises it, and with kernels that do not saturate.
+
+    Half of the images agree to rounding in float; of others a code may fall on the other side of a
+    half, which is why the mean may be off by `close`.
+    """
     before = {name: value.clone() for name, value in network.state_dict().items()}
     made = build_onnx(network, **options)  # type: ignore[arg-type]
     for name, value in network.state_dict().items():
@@ -65,9 +68,11 @@ def check(
     given = images(48, shape)
     with torch.no_grad():
         expected = made.network(given).numpy()
-    for optimised in (False, True):
-        got = run(made.content, given, optimised=optimised)
+    size = float(np.sqrt(np.square(expected).mean()))
+    for how in ({"optimised": False}, {}, {"settings": PRECISE}):
+        got = run(made.content, given, **how)  # type: ignore[arg-type]
         assert got.shape == expected.shape
-        error = float(np.sqrt(np.square(got - expected).mean()))
-        assert error < close * float(np.sqrt(np.square(expected).mean())), (optimised, error)
+        error = np.abs(got - expected).max(axis=1) / size
+        assert np.sqrt(np.square(error).mean()) < close, (how, error)
+        assert exact is None or np.median(error) < exact, (how, np.median(error))
     return made, kernels_of(made.content, made.layers, network.description)

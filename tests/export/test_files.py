@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ import apq_optuna as apq
 from apq_optuna.data import ImageData
 from apq_optuna.errors import ExportError, InvalidArgumentError
 from apq_optuna.export import build_float_onnx, build_onnx, export_onnx
-from apq_optuna.export.running import Agreement, Parity, parity, session
+from apq_optuna.export.graphs import subnet_graph
+from apq_optuna.export.running import Agreement, Parity, check_on_noise, parity, session
+from apq_optuna.export.writing import write_both
 from apq_optuna.quantization import fp32_network, quantized_network, round_biases
 from apq_optuna.supernet import OnceForAllNet, SubnetModule
 from tests.conftest import FAST
@@ -101,8 +104,11 @@ def test_every_width_computes_what_was_trained(
     supernet: OnceForAllNet, digits: ImageData, bits: int
 ) -> None:
     network = network_at(supernet, digits, bits)
-    made, kernels = check(network, (1, 8, 8), close=0.05)
-    assert kernels.share == (1.0 if bits < 32 else pytest.approx(kernels.share))
+    made, kernels = check(network, (1, 8, 8), close=0.3)
+    if bits < 32:
+        assert kernels.share == 1.0
+    else:  # stem, first block, last and classifier have 8
+        assert 0 < kernels.share < 0.9
     proof = parity(made, network, digits)
     assert proof.passed, proof.text()
 
@@ -171,6 +177,52 @@ def test_saturation_is_what_the_processor_does(supernet: OnceForAllNet, digits: 
     if "vnni" in flags:
         assert not proof.saturates and proof.runtime == "default"
     assert proof.passed, proof.text()
+
+
+def test_figures_of_a_processor_that_saturates_are_of_the_precise_session(
+    finished: SubnetModule, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a processor would find is said in its place: few are one."""
+    monkeypatch.setattr("apq_optuna.export.running._saturates", lambda *_: True)
+    proof = export_onnx(finished, tmp_path / "network.onnx", data=digits)["parity"]
+    assert proof["saturates"] and proof["runtime"] == "precise" and proof["passed"]
+
+
+def test_a_file_without_images_is_tried_on_noise(finished: SubnetModule, tmp_path: Path) -> None:
+    assert export_onnx(finished, tmp_path / "network.onnx")["parity"] is None
+    made = build_onnx(finished)
+    with torch.no_grad():
+        made.network.classifier.bias += torch.arange(10.0)  # type: ignore[union-attr,operator]
+    with pytest.raises(ExportError, match="on noise its logits are apart"):
+        check_on_noise(made)
+
+
+def test_what_was_there_before_goes_with_a_file_that_is_refused(
+    finished: SubnetModule, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "network.onnx"
+    export_onnx(finished, path, data=digits, limit=50)
+    monkeypatch.setattr("apq_optuna.export.running.EQUAL_TOP1", 1.1)
+    with pytest.raises(ExportError, match="kept as"):
+        export_onnx(finished, path, data=digits, limit=50)
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["network.onnx.rejected", "network.onnx.rejected.json"]
+
+
+def test_a_report_that_cannot_be_written_takes_the_file_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    (tmp_path / "network.onnx.json").mkdir()
+    with pytest.raises(ExportError, match="cannot be written"):
+        write_both(path, b"content", {})
+    assert not path.exists()
+
+
+def test_the_given_network_is_left_as_it_was(
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
+) -> None:
+    network = network_at(supernet, digits, 4).train()
+    export_onnx(network, tmp_path / "network.onnx", data=digits, limit=20)
+    assert network.training
 
 
 def test_a_float_file_is_the_network_without_rounding_of_activations(
@@ -274,3 +326,19 @@ def test_other_backends_can_take_a_finished_network(finished: SubnetModule) -> N
     with torch.no_grad():
         expected = finished(given)
         assert torch.allclose(program.module()(given), expected, atol=1e-4)
+
+
+def test_a_relu_that_follows_a_sum_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Families of one's own may have it: ours has none there."""
+    subnet = SPACE.decode(SPACE.extreme(largest=True)[0])
+    steps = subnet.steps()
+    sums = sum(step.operation == "add" for step in steps)
+    before = onnx.load_from_string(subnet_graph(subnet))
+    changed = tuple(replace(s, relu=True) if s.operation == "add" else s for s in steps)
+    monkeypatch.setattr(type(subnet), "steps", lambda self: changed)
+    after = onnx.load_from_string(subnet_graph(subnet))
+
+    def relus(model: onnx.ModelProto) -> int:
+        return sum(node.op_type == "Relu" for node in model.graph.node)
+
+    assert sums > 0 and relus(after) == relus(before) + sums

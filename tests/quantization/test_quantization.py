@@ -209,3 +209,16 @@ def test_bad_options_are_named() -> None:
         FinetuneOptions(steps=-1)
     with pytest.raises(InvalidArgumentError, match="learning_rate=0: must be positive"):
         FinetuneOptions(learning_rate=0)
+
+
+def test_a_compiled_network_learns_as_one_that_is_not() -> None:
+    x = torch.linspace(-1, 1, 32).requires_grad_()
+    scale = torch.tensor(0.1).requires_grad_()
+
+    def loss(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return fake_quantize(x, scale, -8, 7).square().sum()
+
+    expected = torch.autograd.grad(loss(x, scale), (x, scale))
+    found = torch.autograd.grad(torch.compile(loss, backend="eager")(x, scale), (x, scale))
+    for a, b in zip(expected, found, strict=True):
+        assert torch.allclose(a, b) and a.abs().sum() > 0
