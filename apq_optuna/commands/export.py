@@ -81,8 +81,9 @@ def export(arguments: Any) -> None:
     report = export_onnx(
         network, out, data=data, opset=arguments.opset, int4=arguments.int4,
         reduce_range=arguments.reduce_range, round_outputs=arguments.round_outputs,
+        float_sums=arguments.float_sums,
         with_preprocessing=arguments.with_preprocessing, limit=arguments.images,
-        threads=arguments.threads or 0, about=about,
+        equal_top1=arguments.equal, threads=arguments.threads or 0, about=about,
     )  # fmt: skip
     _tell(report, out)
     if not arguments.no_measure:

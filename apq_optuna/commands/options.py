@@ -140,8 +140,14 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--round-outputs", action="store_true",
                         help="round to bytes what residual sums take: faster for large kernels, "
                         "not exact")  # fmt: skip
+    parser.add_argument("--float-sums", action="store_true",
+                        help="compute layers with kernels larger than 1x1 whose output a sum "
+                        "takes in floating point: exact, and faster for ResNets")  # fmt: skip
     parser.add_argument("--images", type=int, help="search-validation images that prove it "
                         "(default: all)")  # fmt: skip
+    parser.add_argument("--equal", type=float, default=0.995, metavar="SHARE",
+                        help="of them that the file has to put into torch's class (default "
+                        "0.995)")  # fmt: skip
     parser.add_argument("--no-measure", action="store_true", help="do not time it")
     parser.add_argument("--hardware", default="", metavar="NAME|FILE",
                         help="table whose latency is told beside the measured one (default: the "

@@ -68,6 +68,7 @@ def build_onnx(
     int4: bool = False,
     reduce_range: bool = False,
     round_outputs: Sequence[Tensor] | None = None,
+    float_sums: bool = False,
     with_preprocessing: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> OnnxNetwork:
@@ -82,6 +83,8 @@ def build_onnx(
         round_outputs: Normalised training images `(B, C, H, W)`, in batches: layers whose output
             is taken as float round it to a byte over the range seen on them. Faster where kernels
             are larger than 1x1, and not exact.
+        float_sums: Layers with kernels larger than 1x1 whose output is taken as float are computed
+            in floating point: exact as well, and faster where the runtime's ConvInteger is slow.
         with_preprocessing: The model takes `(B, H, W, C)` uint8 pixels and normalises them itself.
         about: Description that goes into the file's metadata; by default the network's own.
 
@@ -100,7 +103,7 @@ def build_onnx(
     codes = [None if its is None else fitting[id(its)] for its in found]
     ranges = None if round_outputs is None else output_ranges(own, round_outputs)
     graph, of_weight = float_graph(own, codes, opset)
-    layers = place(graph, of_weight, codes, round_outputs=ranges, int4=int4)
+    layers = place(graph, of_weight, codes, round_outputs=ranges, float_sums=float_sums, int4=int4)
     placed = list(own.description.layers())
     described = {layer.number for layer in layers}
     layers += [

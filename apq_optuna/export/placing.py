@@ -33,6 +33,7 @@ from apq_optuna.export.following import absorb_padding, bounds, clamps, path, we
 from apq_optuna.export.graph import Graph, attribute
 from apq_optuna.export.wiring import OfWeight
 
+ASKED = "its output is taken as float, and float was asked for"
 LARGE = "its bias is no int32 at the steps of its products"
 GROUPED = "grouped, and its output is taken as float: runtimes have no fast integer kernel of that"
 
@@ -62,6 +63,7 @@ def place(
     codes: Sequence[LayerCodes | None],
     *,
     round_outputs: Sequence[tuple[float, float]] | None = None,
+    float_sums: bool = False,
     int4: bool = False,
 ) -> list[PlacedCodes]:
     """Quantizes a float graph in place.
@@ -72,20 +74,23 @@ def place(
         codes: Of each layer.
         round_outputs: Smallest and largest output of each layer, over which those that something
             else takes are rounded to bytes; None keeps them exact.
+        float_sums: Leaves layers with kernels larger than 1x1 whose output something else takes
+            float: exact as well, and faster where the runtime's ConvInteger is slow.
         int4: Stores weights of 4 bits and fewer as INT4.
 
     Returns:
         What became of each layer, in execution order.
     """
-    return _Placing(graph, of_weight, codes, round_outputs, int4).placed()
+    return _Placing(graph, of_weight, codes, round_outputs, int4, float_sums).placed()
 
 
 class _Placing:
     def __init__(
         self, graph: Graph, of_weight: OfWeight,
         codes: Sequence[LayerCodes | None],
-        ranges: Sequence[tuple[float, float]] | None, int4: bool,
+        ranges: Sequence[tuple[float, float]] | None, int4: bool, float_sums: bool,
     ) -> None:  # fmt: skip
+        self.float_sums = float_sums
         self.graph, self.codes, self.ranges, self.int4 = graph, codes, ranges, int4
         self.numbers = self._calls(of_weight)
         absorb_padding(graph, [node for node in graph.nodes if id(node) in self.numbers])
@@ -240,6 +245,9 @@ class _Placing:
             return PlacedCodes(codes.name, number, node.name, why)
         if node.op_type == "Conv" and _pointwise(node, codes):
             self._product(node, codes)
+        elif node.op_type == "Conv" and self.float_sums:
+            self._weights(node, codes, "float")
+            return PlacedCodes(codes.name, number, node.name, ASKED)
         else:
             self._sums(node, codes)
         return PlacedCodes(codes.name, number, node.name)

@@ -193,6 +193,7 @@ class Parity:
         default: Of the default session.
         saturates: Whether kernels of the default session saturate on this processor.
         runtime_version, processor: Where.
+        asked_top1: Share of images in the same class that is asked for.
     """
 
     images: int
@@ -206,12 +207,13 @@ class Parity:
     saturates: bool
     runtime_version: str
     processor: str
+    asked_top1: float = EQUAL_TOP1
 
     @property
     def passed(self) -> bool:
         """Whether the file is the network."""
         apart = abs(self.agreement.accuracy - self.accuracy)
-        return self.agreement.equal_top1 >= EQUAL_TOP1 and apart <= APART + 1e-9
+        return self.agreement.equal_top1 >= self.asked_top1 and apart <= APART + 1e-9
 
     def to_dict(self) -> dict[str, Any]:
         """In JSON types."""
@@ -235,6 +237,7 @@ def parity(
     pixels: bool = False,
     limit: int | None = None,
     threads: int = 0,
+    equal_top1: float = EQUAL_TOP1,
 ) -> Parity:
     """Search-validation images through ONNX Runtime and through torch.
 
@@ -245,6 +248,7 @@ def parity(
         pixels: Whether the file takes bytes, and normalises them itself.
         limit: Most images; by default all.
         threads: Of the runtime.
+        equal_top1: Share of images in the same class that is asked for.
     """
     import onnxruntime
 
@@ -286,6 +290,7 @@ def parity(
         saturates=saturates,
         runtime_version=onnxruntime.__version__,
         processor=processor_name(),
+        asked_top1=equal_top1,
     )
 
 

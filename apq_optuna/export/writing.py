@@ -40,8 +40,10 @@ def export_onnx(
     int4: bool = False,
     reduce_range: bool = False,
     round_outputs: bool = False,
+    float_sums: bool = False,
     with_preprocessing: bool = False,
     limit: int | None = None,
+    equal_top1: float = EQUAL_TOP1,
     threads: int = 0,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -62,8 +64,12 @@ def export_onnx(
             the report has.
         round_outputs: Rounds outputs that are taken as float to bytes, over the range seen on
             training images. Faster where such kernels are larger than 1x1; not exact.
+        float_sums: Computes such layers with kernels larger than 1x1 in floating point instead:
+            exact, and faster where the runtime's ConvInteger is slow, as for ResNets.
         with_preprocessing: The file takes `(B, H, W, C)` uint8 pixels.
         limit: Most search-validation images; by default all.
+        equal_top1: Share of these images that the file has to put into the same class; less than
+            0.995 is a choice of yours, as with `round_outputs`.
         threads: Of the runtime that proves it; 0 is as many as there are cores.
         about: What of a description goes into its metadata; by default the network's own.
 
@@ -81,13 +87,15 @@ def export_onnx(
     path = Path(path)
     if limit is not None and limit < 1:
         raise InvalidArgumentError(f"limit={limit}: at least one image")
+    if not 0 <= equal_top1 <= 1:
+        raise InvalidArgumentError(f"equal_top1={equal_top1}: a share, from 0 to 1")
     check_writable(path)
     if round_outputs and data is None:
         raise ExportError("round_outputs needs data: ranges are those seen on training images")
     made = build_onnx(
         network, opset=opset, int4=int4, reduce_range=reduce_range,
         round_outputs=_some(data) if round_outputs and data is not None else None,
-        with_preprocessing=with_preprocessing, about=about,
+        float_sums=float_sums, with_preprocessing=with_preprocessing, about=about,
     )  # fmt: skip
     kernels = kernels_of(made.content, made.layers, network.description)
     proof = None
@@ -95,8 +103,9 @@ def export_onnx(
         check_on_noise(made)
     if data is not None:
         proof = parity(
-            made, network, data, pixels=with_preprocessing, limit=limit, threads=threads
-        )
+            made, network, data, pixels=with_preprocessing, limit=limit, threads=threads,
+            equal_top1=equal_top1,
+        )  # fmt: skip
     report = described(made, kernels, proof, network) | {"file": path.name}
     rejected = proof is not None and not proof.passed
     where = path.with_name(path.name + ".rejected") if rejected else path
@@ -107,7 +116,7 @@ def export_onnx(
         assert proof is not None
         raise ExportError(
             f"{path} does not compute what the network does: {proof.text()}; at least "
-            f"{EQUAL_TOP1:.1%} and at most {APART * 100:.1f} points apart are asked. It is kept "
+            f"{equal_top1:.1%} and at most {APART * 100:.1f} points apart are asked. It is kept "
             f"as {where}"
         )
     return report

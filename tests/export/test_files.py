@@ -198,13 +198,12 @@ def test_a_file_without_images_is_tried_on_noise(finished: SubnetModule, tmp_pat
 
 
 def test_what_was_there_before_goes_with_a_file_that_is_refused(
-    finished: SubnetModule, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
 ) -> None:
-    path = tmp_path / "network.onnx"
-    export_onnx(finished, path, data=digits, limit=50)
-    monkeypatch.setattr("apq_optuna.export.running.EQUAL_TOP1", 1.1)
+    network, path = network_at(supernet, digits, 3), tmp_path / "network.onnx"
+    export_onnx(network, path, data=digits)
     with pytest.raises(ExportError, match="kept as"):
-        export_onnx(finished, path, data=digits, limit=50)
+        export_onnx(network, path, data=digits, round_outputs=True, equal_top1=1.0)
     names = sorted(each.name for each in tmp_path.iterdir())
     assert names == ["network.onnx.rejected", "network.onnx.rejected.json"]
 
@@ -244,15 +243,15 @@ def test_biases_are_rounded_once(supernet: OnceForAllNet, digits: ImageData) -> 
 
 
 def test_a_file_that_is_not_the_network_is_kept_aside(
-    finished: SubnetModule, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
 ) -> None:
-    """The threshold is raised above what is possible: a real failure cannot be made on purpose."""
-    monkeypatch.setattr("apq_optuna.export.running.EQUAL_TOP1", 1.1)
+    """Rounded outputs are not exact; of all images in the same class something is missing."""
+    network = network_at(supernet, digits, 3)
     path = tmp_path / "network.onnx"
     with pytest.raises(
         ExportError, match=r"does not compute what the network does: .* in the same"
     ):
-        export_onnx(finished, path, data=digits)
+        export_onnx(network, path, data=digits, round_outputs=True, equal_top1=1.0)
     assert not path.exists() and (tmp_path / "network.onnx.rejected").exists()
     assert not json.loads((tmp_path / "network.onnx.rejected.json").read_text())["parity"][
         "passed"
@@ -274,6 +273,8 @@ def test_bad_options(finished: SubnetModule, digits: ImageData, tmp_path: Path) 
         export_onnx(finished, path, opset=17)
     with pytest.raises(InvalidArgumentError, match=r"opset=20: from 21 \(with 4-bit weights\)"):
         export_onnx(finished, path, opset=20, int4=True)
+    with pytest.raises(InvalidArgumentError, match="equal_top1=2: a share"):
+        export_onnx(finished, path, equal_top1=2)
     with pytest.raises(ExportError, match="round_outputs needs data"):
         export_onnx(finished, path, round_outputs=True)
     with pytest.raises(InvalidArgumentError, match="does not say the mean and std"):

@@ -17,7 +17,7 @@ from apq_optuna.data import ImageData
 from apq_optuna.errors import SpaceError
 from apq_optuna.export import build_onnx, export_onnx
 from apq_optuna.export.modules import codes_of
-from apq_optuna.export.placing import GROUPED, LARGE
+from apq_optuna.export.placing import ASKED, GROUPED, LARGE
 from apq_optuna.quantization.network import quantized_layers
 from tests.export.helpers import check, images, quantized
 from tests.tracing.helpers import Residual
@@ -172,6 +172,13 @@ def test_layers_of_one_float_operand_stay_float() -> None:
     _, kernels = check(network)
     assert [name for name, _ in kernels.other] == mixed
     assert all("an operand is float" in why for _, why in kernels.other)
+
+
+def test_sums_in_floating_point_are_exact_too() -> None:
+    torch.manual_seed(0)
+    made, kernels = check(quantized(Residual()), float_sums=True)
+    assert set(dict(kernels.other).values()) == {ASKED} and "ConvInteger" not in kernels.operators
+    assert {layer.name for layer in made.layers if layer.why} == set(dict(kernels.other))
 
 
 def test_rounded_outputs_are_close_and_need_no_sums() -> None:
