@@ -27,6 +27,7 @@ def run(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
+    (folder / "apq.db").unlink(missing_ok=True)  # of another test
     return folder
 
 
