@@ -35,7 +35,7 @@ def test_a_trial_is_exported_as_it_was_measured_then_as_it_was_finished(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", "--run", str(run), *SEARCH]) == 0
-    command = ["export", "--run", str(run), "--trial", "1", "--images", "200"]
+    command = ["export", "--run", str(run), "--trial", "1", "--images", "100"]
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_a_trial_is_exported_as_it_was_measured_then_as_it_was_finished(
     value = study.trials[1].values[0]
     about = report["parity"]
     given = about["given_accuracy"] if report["rounded_biases"] else about["accuracy"]
-    assert given == pytest.approx(value, abs=0.02)  # 200 images here, 100 there
+    assert given == pytest.approx(value, abs=0.011)  # one image may fall to the other side
     assert main(command) == 2
     assert "exists; give --overwrite" in capsys.readouterr().err
 
