@@ -211,7 +211,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--source-study", action="append", default=[], metavar="NAME",
                         help="an earlier study of the same supernet to learn from")  # fmt: skip
     search.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
-    search.add_argument("--finetune-rate", type=float, default=1e-3, help="finetuning rate (Adam)")
+    search.add_argument("--finetune-rate", type=float, metavar="RATE",
+                        help="finetuning rate (Adam) (default: what the study began with; 1e-3 "
+                        "for a new one, 1e-4 for a model of your own)")  # fmt: skip
     options.averaging(search)
     search.add_argument("--images", type=int, help="search-validation images a trial is judged on")
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")

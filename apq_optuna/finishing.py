@@ -23,7 +23,8 @@ from apq_optuna.quantization import (
     round_biases,
     save_network,
 )
-from apq_optuna.supernet import SubnetModule, Supernet, accuracy
+from apq_optuna.quantization.finetune import PRETRAINED_RATE
+from apq_optuna.supernet import PretrainedNet, SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
 
 FULL_FINETUNE = FinetuneOptions(
@@ -70,7 +71,10 @@ def finish(
     """
     check_data(supernet, data)
     keep_buffers()
-    options = options or FULL_FINETUNE
+    if options is None:
+        options = FULL_FINETUNE
+        if isinstance(supernet, PretrainedNet):
+            options = replace(options, learning_rate=options.learning_rate * PRETRAINED_RATE)
     priced = costs.network_cost(subnet.layers()) if costs is not None else ()
     started = time.perf_counter()
     batch = min(options.batch_size, len(data.train))

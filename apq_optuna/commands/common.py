@@ -118,6 +118,12 @@ def _former(name: str) -> list[str]:
 def _supernet_of_study(arguments: Any) -> str | None:
     """Hash of the supernet that the study of the command line was measured on; None if there is
     no such study."""
+    found = conditions_of_study(arguments).get("supernet")
+    return None if found is None else str(found)
+
+
+def conditions_of_study(arguments: Any) -> dict[str, Any]:
+    """What the study of the command line was begun with; nothing if there is no such study."""
     import optuna
 
     from apq_optuna._optuna import study_attribute
@@ -125,13 +131,12 @@ def _supernet_of_study(arguments: Any) -> str | None:
 
     name = getattr(arguments, "study", None)
     if name is None or not has_database(arguments):
-        return None
+        return {}
     try:
         study = optuna.load_study(study_name=name, storage=open_storage(storage_url(arguments)))
     except KeyError:
-        return None
-    found = (study_attribute(study, "objective") or {}).get("supernet")
-    return None if found is None else str(found)
+        return {}
+    return dict(study_attribute(study, "objective") or {})
 
 
 def storage_url(arguments: Any) -> str:

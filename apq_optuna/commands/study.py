@@ -13,6 +13,7 @@ from apq_optuna.commands.common import (
     budgets_of,
     completed_trials,
     computing,
+    conditions_of_study,
     cost_table,
     find_study,
     ledger_of,
@@ -74,7 +75,7 @@ def search(arguments: Any) -> None:
     data = supernet_images(arguments, supernet)
     options = FinetuneOptions(
         steps=arguments.steps,
-        learning_rate=arguments.finetune_rate,
+        learning_rate=_finetune_rate(arguments, supernet),
         averaging=arguments.averaging,
     )
     run_study(
@@ -83,6 +84,20 @@ def search(arguments: Any) -> None:
         kind=arguments.sampler, images=arguments.images, baselines=not arguments.no_baselines,
         measured_on=measured_on, repeats=arguments.repeats,
     )  # fmt: skip
+
+
+def _finetune_rate(arguments: Any, supernet: Supernet) -> float:
+    """What is asked for, else what the study began with, else what is usual for the network."""
+    from apq_optuna.quantization.finetune import PRETRAINED_RATE, FinetuneOptions
+    from apq_optuna.supernet import PretrainedNet
+
+    if arguments.finetune_rate is not None:
+        return float(arguments.finetune_rate)
+    begun_with = conditions_of_study(arguments).get("finetune learning_rate")
+    if begun_with is not None:
+        return float(begun_with)
+    usual = FinetuneOptions().learning_rate
+    return usual * PRETRAINED_RATE if isinstance(supernet, PretrainedNet) else usual
 
 
 def _budgets(arguments: Any) -> dict[str, float]:

@@ -23,6 +23,10 @@ from apq_optuna.supernet.evaluation import BATCH_PIXELS
 AVERAGING = 0.0
 """Share of the steps, at the end, that a new study averages over; see `benchmarks/noise.py`."""
 
+PRETRAINED_RATE = 0.1
+"""Learning rates for a model of one's own, as a share of those for a supernet's networks: weights
+of a deep one, with BatchNorm folded in, are small, and Adam's first steps are not."""
+
 SCALE_RATE = 0.3
 """Learning rate of step sizes, as a share of that of weights."""
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import apq_optuna as apq
+from apq_optuna._optuna import study_attribute
 from apq_optuna.cli import main
 from tests.tracing.helpers import Residual, trained_like
 
@@ -75,6 +77,16 @@ def test_the_whole_job(run: Shell, folder: Path) -> None:
     options = ["--run", "runs/mine", "--hardware", "bitfusion-small"]
     said = run(["search", *options, "--trials", "5", "--steps", "2", "--images", "100"])
     assert "Pareto front" in said and "uniform W4A4" in said
+    url = f"sqlite:///{folder}/runs/mine/apq.db"
+    study = optuna.load_study(study_name="search", storage=apq.open_storage(url))
+    assert study_attribute(study, "objective")["finetune learning_rate"] == pytest.approx(1e-4)
+    # a study that began with another rate goes on with it
+    other = [*options, "--study", "other", "--steps", "1", "--images", "50", "--no-baselines"]
+    run(["search", *other, "--trials", "1", "--finetune-rate", "0.002"])
+    run(["search", *other, "--trials", "2"])
+    study = optuna.load_study(study_name="other", storage=apq.open_storage(url))
+    assert study_attribute(study, "objective")["finetune learning_rate"] == 0.002
+    assert len(study.trials) == 2
     page = (folder / "runs/mine/search.html").read_text()
     assert len(page) > 10_000
     run(["report", "--run", "runs/mine", "--trial", "1"])
