@@ -300,14 +300,18 @@ def _timed(
     from apq_optuna.export.building import build_float_onnx, build_onnx
     from apq_optuna.export.measure import ROUNDS, Run, describe, rounds_over
     from apq_optuna.export.running import PRECISE
+    from apq_optuna.export.wiring import is_wired
     from apq_optuna.quantization import quantize_network
+    from apq_optuna.space import SearchSpace
+    from apq_optuna.supernet import module_of
 
     content = out.read_bytes()
     models = {"this file": content, "the same in float": build_float_onnx(network)}
-    if supernet is not None:
-        space = supernet.space
-        largest = space.decode(space.extreme(largest=True)[0]).with_bits(8)
-        module = quantize_network(supernet.subnet(largest), largest)
+    space = SearchSpace.from_family(network.description.family)
+    largest = space.decode(space.extreme(largest=True)[0]).with_bits(8)
+    if supernet is not None or is_wired(largest):  # weights do not matter to how long it takes
+        raw = module_of(largest).eval() if supernet is None else supernet.subnet(largest)
+        module = quantize_network(raw, largest)
         models["largest network, W8A8"] = build_onnx(module).content
         models["largest network, float"] = build_float_onnx(module)
     proof = report["parity"] or {}

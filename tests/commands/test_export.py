@@ -66,9 +66,10 @@ def test_a_trial_is_exported_as_it_was_measured_then_as_it_was_finished(
     assert "trial 1: its finished network" in said and "opset 21" in said
     assert "biases as int32 make another network" not in said
     folder = run / "finished-1"
-    assert main(["export", str(folder), "--no-measure", "--images", "50"]) == 0
+    assert main(["export", str(folder), "--images", "50"]) == 0
     assert (folder / "network.onnx").exists()
-    assert "50 search-validation images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "50 search-validation images" in said and "largest network, W8A8" in said
 
 
 def test_what_was_timed_elsewhere_goes_with_its_trial(
