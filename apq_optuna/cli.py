@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="peak rate of SGD (default 0.08; 0.01 of a traced model)")  # fmt: skip
     train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
                        help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
+    options.teacher(train)
     options.common(train)
 
     collect = command(

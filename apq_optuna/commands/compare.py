@@ -156,5 +156,5 @@ def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | N
     file = run_folder(arguments) / "training.json"
     if not file.exists():
         return None
-    plan = json.loads(json.loads(file.read_text())["fingerprint"])[-1]
+    plan = json.loads(json.loads(file.read_text())["fingerprint"])[3]
     return TrainingPlan(**plan | {"shares": tuple(plan["shares"])})

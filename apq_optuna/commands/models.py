@@ -23,6 +23,8 @@ from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import TracedFamily
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from apq_optuna.data import ImageData
     from apq_optuna.hardware import CostTable
     from apq_optuna.space import SearchSpace
@@ -92,6 +94,37 @@ def net_of(arguments: Any) -> Supernet:
     net.save(folder)
     say(f"saved in {folder}")
     return net
+
+
+def teacher_of(arguments: Any, data: ImageData) -> nn.Module | None:
+    """The network that `--teacher` names with its weights, once its accuracy has been told."""
+    from apq_optuna.supernet import accuracy
+    from apq_optuna.supernet.pretrained.sources import (
+        LIBRARIES,
+        build_model,
+        fit_state,
+        read_weights,
+    )
+    from apq_optuna.supernet.training import resolve_device
+
+    name, file = getattr(arguments, "teacher", None), getattr(arguments, "teacher_weights", None)
+    if not name:
+        if file is not None:
+            raise InvalidArgumentError("--teacher-weights needs --teacher: what they are of")
+        return None
+    if file is None and name.startswith(LIBRARIES):
+        raise InvalidArgumentError(
+            f"--teacher {name} needs --teacher-weights: those it is made with know nothing"
+        )
+    model = build_model(name, data.num_classes)
+    if file is not None:
+        fit_state(model, read_weights(file), file)
+    model.to(resolve_device(arguments.device))
+    known = accuracy(model, data)
+    say(f"teacher {name}: search-validation accuracy {known:.4f}")
+    if known < 2 * data.chance:
+        say("note: a teacher that knows so little teaches little; see --teacher-weights")
+    return model
 
 
 def _as_before(arguments: Any, net: Supernet) -> None:

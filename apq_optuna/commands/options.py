@@ -111,6 +111,18 @@ def augment(parser: argparse.ArgumentParser) -> None:
                         "digits and shift+flip for all others)")  # fmt: skip
 
 
+def teacher(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a teacher, whose answers all networks learn")
+    group.add_argument("--teacher", metavar="NAME",
+                       help="a larger trained network for the same classes: torchvision:NAME, "
+                       "timm:NAME or module:factory")  # fmt: skip
+    group.add_argument("--teacher-weights", type=Path, metavar="FILE.safetensors",
+                       help="its trained weights, a state_dict")  # fmt: skip
+    group.add_argument("--mixed", type=float, metavar="SHARE",
+                       help="of training images that are mixed with another: half are blended, "
+                       "half have a square of it (default: 0; 0.8 with a teacher)")  # fmt: skip
+
+
 def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="a finished network's folder")
     data(parser)

@@ -18,7 +18,10 @@ from apq_optuna.commands.common import (
     take_in_pairs,
 )
 from apq_optuna.commands.images import load_images, supernet_images
-from apq_optuna.commands.models import net_of
+from apq_optuna.commands.models import net_of, teacher_of
+
+TAUGHT_MIXED = 0.8
+"""Share of mixed images where a teacher tells what is in them."""
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
@@ -42,6 +45,9 @@ def train(arguments: Any) -> None:
         learning_rate=(0.01 if traced else 0.08)
         if arguments.learning_rate is None
         else arguments.learning_rate,
+        mixed=(TAUGHT_MIXED if arguments.teacher else 0.0)
+        if arguments.mixed is None
+        else arguments.mixed,
     )
     if traced:
         data = supernet_images(arguments, own)
@@ -81,6 +87,7 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
     space = net.space
     largest, smallest = (space.decode(space.extreme(largest=big)[0]) for big in (True, False))
     started = time.perf_counter()
+    teacher = teacher_of(arguments, data)
     resumed = (Path(arguments.run) / "training.safetensors").exists()
     before: float | None = None if resumed else 0.0
     with ledger_of(arguments).task(
@@ -96,7 +103,8 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
 
         train_supernet(
             net, data, plan, arguments.run, device=arguments.device, seed=arguments.seed,
-            precision=getattr(arguments, "precision", "auto"), report=told, progress=True,
+            precision=getattr(arguments, "precision", "auto"), teacher=teacher, report=told,
+            progress=True,
         )  # fmt: skip
         accuracies = [
             accuracy(fp32_network(net, subnet, data, 512, 0), data)

@@ -19,16 +19,21 @@ def channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
 
 
-def elastic_batch_norm(x: Tensor, norm: nn.BatchNorm2d, training: bool) -> Tensor:
-    """BatchNorm over the first `x.shape[1]` channels of `norm`."""
+def elastic_batch_norm(
+    x: Tensor, norm: nn.BatchNorm2d, training: bool, *, relu: bool = False
+) -> Tensor:
+    """BatchNorm over the first `x.shape[1]` channels of `norm`, and a ReLU if asked for."""
     c = x.shape[1]
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
-    work = products.batch_norm if x.is_cuda else F.batch_norm
-    return work(
-        x, mean[:c], var[:c], norm.weight[:c], norm.bias[:c], training, norm.momentum or 0.1,
+    values = (
+        mean[:c], var[:c], norm.weight[:c], norm.bias[:c], training, norm.momentum or 0.1,
         norm.eps
     )  # fmt: skip
+    if x.is_cuda:
+        return products.batch_norm(x, *values, relu=relu)
+    x = F.batch_norm(x, *values)
+    return F.relu(x, inplace=True) if relu else x
 
 
 class ElasticKernel(nn.Module):
@@ -78,10 +83,10 @@ class ElasticBlock(nn.Module):
         """`(B, in, H, W)` to `(B, out, H / stride, W / stride)` with the block's choices."""
         c = block.channels
         y = conv2d(x, self.expand.weight[:c])
-        y = F.relu(elastic_batch_norm(y, self.expand_norm, self.training), inplace=True)
+        y = elastic_batch_norm(y, self.expand_norm, self.training, relu=True)
         kernel = self.depthwise.kernel(block.kernel, c)
         y = conv2d(y, kernel, None, block.stride, block.kernel // 2, c)
-        y = F.relu(elastic_batch_norm(y, self.depthwise_norm, self.training), inplace=True)
+        y = elastic_batch_norm(y, self.depthwise_norm, self.training, relu=True)
         y = conv2d(y, self.project.weight[:, :c])
         y = elastic_batch_norm(y, self.project_norm, self.training)
         return x + y if block.residual else y

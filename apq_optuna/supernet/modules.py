@@ -59,11 +59,16 @@ class Supernet(nn.Module, ABC):
     @property
     def weights_hash(self) -> str:
         """Identity of the trained weights, 16 hexadecimal digits; pairs are keyed by it."""
-        digest = hashlib.sha256(self.space.architecture_hash.encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return hash_of(self, self.space.architecture_hash)
+
+
+def hash_of(module: nn.Module, salt: str = "") -> str:
+    """Identity of a module's weights, 16 hexadecimal digits."""
+    digest = hashlib.sha256(salt.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def info_of(data: ImageData) -> dict[str, object]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.errors import SpaceError
@@ -62,15 +61,15 @@ class OnceForAllNet(Supernet):
     def forward(self, x: Tensor, subnet: MobileSubnet | None = None) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits; by default of the largest subnet."""
         training, width = self.training, self.stem.out_channels
-        x = F.relu(elastic_batch_norm(self.stem(x), self.stem_norm, training), inplace=True)
+        x = elastic_batch_norm(self.stem(x), self.stem_norm, training, relu=True)
         x = conv2d(x, self.first_depthwise.weight, None, 1, 1, width)
-        x = F.relu(elastic_batch_norm(x, self.first_depthwise_norm, training), inplace=True)
+        x = elastic_batch_norm(x, self.first_depthwise_norm, training, relu=True)
         x = conv2d(x, self.first_project.weight)
         x = elastic_batch_norm(x, self.first_project_norm, training)
         for block in (subnet or self.largest).blocks:
             x = self.blocks[_key(block.stage, block.index)](x, block)
         x = conv2d(x, self.last.weight)
-        x = F.relu(elastic_batch_norm(x, self.last_norm, training), inplace=True)
+        x = elastic_batch_norm(x, self.last_norm, training, relu=True)
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 
     def elastic_blocks(self) -> Iterable[ElasticBlock]:

@@ -25,7 +25,10 @@ class TrainingPlan:
         warmup: Share of the run in which the learning rate rises.
         shares: Shares of the run for the phases `largest`, `kernel`, `depth`, `channels`.
         random_subnets: Random subnets a step beside the largest and the smallest.
-        label_smoothing: Of the largest network's loss.
+        label_smoothing: Of the largest network's loss on labels.
+        mixed: Share of training images that are mixed with another (mixup and CutMix; see
+            `apq_optuna.data.mixed_images`). Much of it is for long training, with a teacher above
+            all.
         checkpoint_seconds: Time between checkpoints.
     """
 
@@ -39,6 +42,7 @@ class TrainingPlan:
     random_subnets: int = 1
     label_smoothing: float = 0.05
     checkpoint_seconds: float = 60.0
+    mixed: float = 0.0
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.epochs <= 0:
@@ -47,6 +51,8 @@ class TrainingPlan:
             raise InvalidArgumentError(f"minutes={self.minutes}: must be positive")
         if self.batch_size < 2:
             raise InvalidArgumentError(f"batch_size={self.batch_size}: at least 2")
+        if not 0 <= self.mixed <= 1:
+            raise InvalidArgumentError(f"mixed={self.mixed}: a share between 0 and 1")
 
     def phase(self, progress: float) -> str:
         """Name of the phase at a progress in [0, 1]."""

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apq_optuna.supernet import fused
+
 MOST_POSITIONS = 1 << 20
 """P times p of a channel up to which a depthwise convolution is done as a product."""
 
@@ -57,23 +59,28 @@ def convolved_as_products(
 
 def batch_norm(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool,
-    momentum: float, eps: float,
+    momentum: float, eps: float, *, relu: bool = False,
 ) -> Tensor:  # fmt: skip
-    """`torch.nn.functional.batch_norm` of images laid out channels first of all.
+    """`torch.nn.functional.batch_norm` of images laid out channels first of all, and a ReLU.
 
     The library's own kernels give every channel to one block of threads, and small networks have
     few channels; sums over rows are spread over the whole GPU.
     """
     if not training:
-        return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+        x = F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+        return F.relu(x, inplace=True) if relu else x
     flat = channels_first(x).flatten(1)
-    y, found, spread = _Normalised.apply(flat, weight, bias, eps)
+    together = x.is_cuda and fused.kernels() is not None
+    if together:
+        y, found, spread = fused.NormAndReLU.apply(flat, weight, bias, eps, relu)
+    else:
+        y, found, spread = _Normalised.apply(flat, weight, bias, eps)
     with torch.no_grad():
         n = flat.shape[1]
         mean.lerp_(found, momentum)
         var.lerp_(spread * (n / max(n - 1, 1)), momentum)
     normalised: Tensor = y.view(x.shape[1], len(x), *x.shape[2:]).transpose(0, 1)
-    return normalised
+    return F.relu(normalised, inplace=True) if relu and not together else normalised
 
 
 class _Normalised(torch.autograd.Function):

@@ -6,6 +6,10 @@ network on labels and, distilled from that step's own largest logits, the smalle
 phase and a random one (the sandwich rule and in-place distillation of Yu et al., ECCV 2020). One
 cosine spans all phases.
 
+With a teacher from outside, all of them learn what it says of the same images instead of labels
+(Hinton et al., 2015); mixed images then have true answers too, so that small networks can be
+trained for long without learning their images by heart (Beyer et al., CVPR 2022).
+
 Progress is measured in epochs or, with `minutes`, in training time, so that a plan on an unknown
 machine ends when it should. A checkpoint holds weights, momentum, generators and progress; a run
 that finds one of the same space, data and plan goes on from it.
@@ -17,7 +21,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +35,11 @@ from torch import Tensor, nn
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
-from apq_optuna.data import ImageData, usual_augment
+from apq_optuna.data import ImageData, mixed_images, mixed_labels, usual_augment
 from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet, Subnet
 from apq_optuna.supernet.graphs import PassRecorder
-from apq_optuna.supernet.modules import Supernet, info_of
+from apq_optuna.supernet.modules import Supernet, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
 
@@ -105,6 +111,7 @@ def train_supernet(
     device: str = "auto",
     precision: str = "auto",
     seed: int = 0,
+    teacher: nn.Module | None = None,
     report: Callable[[float, str, float], None] | None = None,
     progress: bool = False,
 ) -> Net:
@@ -124,6 +131,8 @@ def train_supernet(
         precision: Of activations: `float32`, `bfloat16` (autocast; weights and statistics stay
             float32), or `auto`, which is `bfloat16` on a GPU that has it.
         seed: Of order, augmentation and sampled subnets.
+        teacher: A trained network, larger than any of the supernet's, which takes the same images
+            `(B, C, H, W)` and gives logits `(B, num_classes)`. It is not changed.
         report: Called after each step with progress in [0, 1], the phase, and the largest
             network's loss, which on a GPU is that of some steps before.
         progress: Shows a bar with the phase, the loss and the time left.
@@ -140,7 +149,7 @@ def train_supernet(
     device = resolve_device(device)
     half = resolve_precision(precision, device) == "bfloat16"
     kept = replace(data, train=data.train.on(device)) if device != "cpu" else data
-    trainer = _Trainer(net.to(device), kept, plan, Path(path), device, half, seed)
+    trainer = _Trainer(net.to(device), kept, plan, Path(path), device, half, seed, teacher)
     trainer.resume()
     with progress_bar(
         100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
@@ -171,13 +180,15 @@ class _Trainer:
         device: str,
         half: bool = False,
         seed: int = 0,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.net, self.data, self.plan, self.device = net, data, plan, device
         self.half = half
         self.loss = 0.0
         self.recorder: PassRecorder | None = None
         self.recorded = ""
-        self.value = self.teacher = torch.zeros(())
+        self.value = self.told = torch.zeros(())
+        self.teacher = None if teacher is None else _prepared(teacher, net, device)
         self.file = path / "training.safetensors"
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
@@ -197,9 +208,13 @@ class _Trainer:
         images = data.split_hash
         if usual_augment(data.name) not in (None, data.augment):  # else as before it was named
             images += f" {data.augment}"
-        self.fingerprint = json.dumps(
-            [net.space.architecture_hash, images, seed, asdict(plan)], sort_keys=True
-        )
+        planned = asdict(plan)
+        if not plan.mixed:  # as before there was such a thing
+            del planned["mixed"]
+        learned = [net.space.architecture_hash, images, seed, planned]
+        if teacher is not None:
+            learned.append(hash_of(teacher))
+        self.fingerprint = json.dumps(learned, sort_keys=True)
 
     @property
     def progress(self) -> float:
@@ -251,6 +266,7 @@ class _Trainer:
     def _step(self, images: Tensor, labels: Tensor, phase: str) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.progress)
+        images, labels = self._taught(images, labels)
         if self.device.startswith("cuda") and isinstance(self.net, OnceForAllNet):
             self._recorded_passes(self.net, images, labels, phase)
         else:
@@ -266,15 +282,32 @@ class _Trainer:
         return self.loss
 
     def _loss(self, subnet: Subnet | None) -> Tensor:
-        """Of the largest network on labels, which then teaches; of others on what it says."""
+        """Of the largest network on labels, which then teaches; of others on what it says.
+
+        A teacher from outside tells all of them.
+        """
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             logits = self.net(self.images, subnet)
         logits = logits.float()
         if subnet is not None:
-            return F.cross_entropy(logits, self.teacher)
-        loss = F.cross_entropy(logits, self.labels, label_smoothing=self.plan.label_smoothing)
-        self.value, self.teacher = loss.detach(), logits.detach().softmax(1)
+            return F.cross_entropy(logits, self.told if self.teacher is None else self.labels)
+        smoothing = self.plan.label_smoothing if self.teacher is None else 0.0
+        loss = F.cross_entropy(logits, self.labels, label_smoothing=smoothing)
+        self.value, self.told = loss.detach(), logits.detach().softmax(1)
         return loss
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images, mixed if planned, and what is to be learned: classes or probabilities."""
+        if self.plan.mixed:
+            images, own = mixed_images(images, self.plan.mixed, self.generator)
+            if self.teacher is None:
+                labels = mixed_labels(labels, own, self.data.num_classes)
+        if self.teacher is not None:
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
+                labels = self.teacher(images)
+            labels = labels.float().softmax(1)
+        return images, labels
 
     def _recorded_passes(
         self, net: OnceForAllNet, images: Tensor, labels: Tensor, phase: str
@@ -355,10 +388,11 @@ class _Trainer:
             return
         tensors, about = read_checkpoint(self.file)
         if about.get("fingerprint") != self.fingerprint:
-            names = ("space", "data", "seed", "plan")
+            names = ("space", "data", "seed", "plan", "teacher")
             theirs = json.loads(str(about.get("fingerprint") or "[0, 0, 0, 0]"))
             ours = json.loads(self.fingerprint)
-            other = [n for n, a, b in zip(names, theirs, ours, strict=True) if a != b]
+            pairs = zip_longest(theirs, ours)
+            other = [name for name, (a, b) in zip(names, pairs, strict=False) if a != b]
             raise CheckpointError(
                 f"{self.file} is of another run (of another {' and '.join(other)}); "
                 "choose another folder, or remove it to start again"
@@ -372,6 +406,21 @@ class _Trainer:
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = about["rng"]
         self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
+
+
+def _prepared(teacher: nn.Module, net: Supernet, device: str) -> nn.Module:
+    """A copy that is ready to tell, once it is known to fit."""
+    copy = deepcopy(teacher).to(device).eval().requires_grad_(False)
+    channels, height, width = net.space.networks.input_shape
+    with torch.no_grad():
+        told = copy(torch.zeros(1, channels, height, width, device=device))
+    wanted = (1, net.space.networks.num_classes)
+    if not isinstance(told, Tensor) or tuple(told.shape) != wanted:
+        shape = tuple(told.shape) if isinstance(told, Tensor) else type(told).__name__
+        raise InvalidArgumentError(
+            f"teacher: gives {shape} for one image, wanted are logits {wanted}"
+        )
+    return copy
 
 
 def _with_kernels(subnet: MobileSubnet, kernel: int) -> MobileSubnet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from apq_optuna.cli import main
 from tests.tracing.helpers import Residual, trained_like
 
 MODEL = """
+import json
 import sys
 sys.path.insert(0, {root!r})
 from tests.tracing.helpers import Residual
@@ -137,3 +139,33 @@ def test_a_model_of_torchvision_before_any_image_is_needed(
 )
 def test_bad_input(run: Shell, words: Sequence[str], said: str) -> None:
     assert said in run(["trace", *MINE, *words], status=2)
+
+
+TAUGHT = ("train", "--data", "digits", "--preset", "digits", "--epochs", "0.2")
+
+
+def test_a_supernet_has_a_teacher(run: Shell, folder: Path) -> None:
+    words = [*TAUGHT, "--run", "runs/taught", "--teacher", "my_model:build"]
+    words += ["--teacher-weights", "mine.safetensors"]
+    said = run(words)
+    assert "teacher my_model:build: search-validation accuracy 0." in said
+    assert "a teacher that knows so little teaches little" in said  # its weights are random ones
+    assert "trained in" in said
+    about = json.loads((folder / "runs/taught/training.json").read_text())
+    *_, plan, teacher = json.loads(about["fingerprint"])
+    assert plan["mixed"] == 0.8 and len(teacher) == 16
+    assert "of another teacher" in run([*TAUGHT, "--run", "runs/taught", "--mixed", "0.8"], 2)
+    assert "(of another plan)" in run([*words, "--mixed", "0.3"], 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--teacher-weights", "mine.safetensors"], "--teacher-weights needs --teacher"),
+        (["--teacher", "torchvision:resnet18"], "needs --teacher-weights"),
+        (["--teacher", "my_model:build", "--teacher-weights", "mine.pt"], "pickle"),
+        (["--mixed", "2"], "mixed=2.0"),
+    ],
+)
+def test_what_no_teacher_can_be(run: Shell, words: list[str], said: str) -> None:
+    assert said in run([*TAUGHT, "--run", "runs/untaught", *words], 2)

@@ -72,12 +72,14 @@ def test_a_supernet_computes_the_same_either_way(monkeypatch: pytest.MonkeyPatch
     state = {name: value.clone() for name, value in net.state_dict().items()}
     expected = net(images, subnet)
 
-    def norm(x: torch.Tensor, norm: torch.nn.BatchNorm2d, training: bool) -> torch.Tensor:
+    def norm(
+        x: torch.Tensor, norm: torch.nn.BatchNorm2d, training: bool, *, relu: bool = False
+    ) -> torch.Tensor:
         c = x.shape[1]
         assert norm.running_mean is not None and norm.running_var is not None
         return products.batch_norm(
             x, norm.running_mean[:c], norm.running_var[:c], norm.weight[:c], norm.bias[:c],
-            training, norm.momentum or 0.1, norm.eps,
+            training, norm.momentum or 0.1, norm.eps, relu=relu,
         )  # fmt: skip
 
     def conv(x, weight, bias=None, stride=1, padding=0, groups=1):  # type: ignore[no-untyped-def]

@@ -1,0 +1,120 @@
+"""Trains the CIFAR-10 supernet of the package: first a teacher, then every network it teaches.
+
+python studies/cifar10_supernet.py --data folder:PATH --run runs/cifar10 --minutes 9
+
+The teacher is a residual network of 6.6 million parameters, some 13 times as many as the supernet
+has; it takes a minute on a GPU. All networks of the supernet learn what it says of mixed images.
+Both go on where they were stopped; neither sees the search-validation or the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import apq_optuna as apq
+from apq_optuna.data import ImageData, mixed_images, mixed_labels
+
+
+class Residual(nn.Module):
+    """x plus two convolutions of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(convolved(channels, channels), convolved(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def convolved(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+    layers += [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(*layers, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def teacher(classes: int = 10) -> nn.Module:
+    """A residual network of nine layers for images of 32 x 32 pixels."""
+    return nn.Sequential(
+        convolved(3, 64), convolved(64, 128, pool=True), Residual(128),
+        convolved(128, 256, pool=True), convolved(256, 512, pool=True), Residual(512),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(512, classes),
+    )  # fmt: skip
+
+
+def train_teacher(
+    net: nn.Module, data: ImageData, file: Path, epochs: int, device: str, batch: int = 512
+) -> None:
+    """SGD with one rise and fall of the rate; half of the images are mixed."""
+    net.to(device, memory_format=torch.channels_last).train()
+    kept = data.on(device)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    steps = epochs * (len(data.train) // batch)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps + 1)
+    started = time.perf_counter()
+    for epoch in range(epochs):
+        for images, labels in kept.training_batches(batch, generator, device=device):
+            images, own = mixed_images(images, 0.5, generator)
+            targets = mixed_labels(labels, own, data.num_classes)
+            with torch.autocast(device.split(":")[0], torch.bfloat16):
+                logits = net(images)
+            loss = F.cross_entropy(logits.float(), targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            rates.step()
+        if epoch % 5 == 4 or epoch == epochs - 1:
+            print(
+                f"teacher, epoch {epoch + 1} of {epochs}: loss {loss.item():.3f}, "
+                f"{time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
+    net.eval()
+    right = 0
+    with torch.no_grad():
+        for images, labels in kept.evaluation_batches(kept.search_validation, 1000, device=device):
+            right += int((net(images).argmax(1) == labels).sum())
+    print(f"teacher: search-validation accuracy {right / len(data.search_validation):.4f}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
+    save_file(state, file)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", required=True, help="folder:PATH of train/CLASS/, test/CLASS/")
+    parser.add_argument("--run", required=True, type=Path, help="folder of supernet and teacher")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of the supernet's training")
+    parser.add_argument("--teacher-epochs", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--rate", type=float, default=0.6)
+    parser.add_argument("--decay", type=float, default=1e-4)
+    parser.add_argument("--mixed", type=float, default=0.7, help="share of mixed images")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = apq.load_data(arguments.data)
+    learned = teacher(data.num_classes)
+    file = arguments.run / "teacher.safetensors"
+    if not file.exists():
+        torch.manual_seed(0)
+        train_teacher(learned, data, file, arguments.teacher_epochs, device)
+    learned.load_state_dict(load_file(file))
+    torch.manual_seed(0)
+    net = apq.OnceForAllNet(apq.SearchSpace.preset("cifar10"))
+    plan = apq.TrainingPlan(
+        minutes=arguments.minutes, batch_size=arguments.batch, learning_rate=arguments.rate,
+        weight_decay=arguments.decay, random_subnets=2, shares=(0.15, 0.05, 0.1, 0.7),
+        mixed=arguments.mixed,
+    )  # fmt: skip
+    apq.train_supernet(net, data, plan, arguments.run, teacher=learned, progress=True)
