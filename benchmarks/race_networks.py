@@ -10,8 +10,9 @@ import optuna
 from race_base import Problem, Values
 
 import apq_optuna as apq
+from apq_optuna.quantization.finetune import PRETRAINED_RATE
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet import Supernet
+from apq_optuna.supernet import PretrainedNet, Supernet, load_net
 
 
 class Remembered:
@@ -83,15 +84,18 @@ def own(folder: Path, images: str) -> Problem:
     run = folder / "own"
     if not (run / "supernet.json").exists():
         raise SystemExit(f"own: {run} is to be a run's folder, such as studies/own_model.py makes")
-    net = apq.PretrainedNet.load(run)
+    net = load_net(run, trusted=True)  # a folder of one's own: its module is imported
     told = net.data_info
     data = apq.load_data(images, image_size=told["image_size"], mean=told["mean"], std=told["std"])
-    options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256)
+    rate = PRETRAINED_RATE * apq.FinetuneOptions().learning_rate  # as `search` has it
+    options = apq.FinetuneOptions(
+        steps=8, batch_size=64, calibration_images=128, learning_rate=rate
+    )
     costs = apq.hardware.bitfusion().table(net.space)
     problem = _network(
-        run, net, data, costs, options, pairs=None, images=1500, url=f"sqlite:///{run}/apq.db"
+        run, net, data, costs, options, pairs=None, images=1000, url=f"sqlite:///{run}/apq.db"
     )
-    return Problem(**{**vars(problem), "trials": 60, "seeds": 3})
+    return Problem(**{**vars(problem), "trials": 40, "seeds": 3})
 
 
 def _network(
