@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from apq_optuna.quantization import (
     round_biases,
     save_network,
 )
-from apq_optuna.quantization.finetune import PRETRAINED_RATE
+from apq_optuna.quantization.finetune import PRETRAINED_RATE, DivergedError
+from apq_optuna.quantization.resuming import FinetuneCheckpoint
 from apq_optuna.supernet import PretrainedNet, SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.training import check_data, resolve_device
 
@@ -47,6 +49,9 @@ def finish(
     progress: bool = False,
 ) -> tuple[SubnetModule, dict[str, Any]]:
     """Finetunes a subnet fully, measures it once on the test split, and saves it.
+
+    The state is kept in `path` meanwhile, once a minute: after a stop, the same call goes on from
+    there. Of another network or other options it begins anew.
 
     Args:
         supernet: Where its weights start from.
@@ -86,6 +91,8 @@ def finish(
     teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
     network = quantized_network(module, subnet, data, options.calibration_images, seed)
+    identity = [supernet.weights_hash, subnet.identity, data.split_hash, asdict(options)]
+    kept = FinetuneCheckpoint(Path(path) / "finetuning.safetensors", json.dumps(identity))
     with progress_bar(steps, "finetune", show=progress, unit="step") as bar:
 
         def told(step: int, loss: float) -> None:
@@ -94,7 +101,13 @@ def finish(
             if report is not None:
                 report(step, steps, loss)
 
-        finetune_quantized(network, data, options, seed=seed, teacher=teacher, report=told)
+        try:
+            finetune_quantized(
+                network, data, options, seed=seed, teacher=teacher, report=told, checkpoint=kept
+            )
+        except DivergedError:
+            kept.remove()
+            raise
     round_biases(network)  # what is tested is what an integer runtime computes
     stored: dict[str, Any] = {
         "accuracy": {
@@ -121,4 +134,5 @@ def finish(
     supernet.to("cpu")
     network.to("cpu")
     save_network(network, path, stored)
+    kept.remove()
     return network, stored

@@ -12,7 +12,7 @@ from race_base import Problem, Values
 import apq_optuna as apq
 from apq_optuna.quantization.finetune import PRETRAINED_RATE
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet import PretrainedNet, Supernet, load_net
+from apq_optuna.supernet import Supernet, load_net
 
 
 class Remembered:

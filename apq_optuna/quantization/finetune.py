@@ -16,6 +16,7 @@ from apq_optuna.errors import ApqError, InvalidArgumentError
 from apq_optuna.networks import FLOAT_BITS, Subnet
 from apq_optuna.quantization.network import calibrate, quantize_network, quantized_layers
 from apq_optuna.quantization.quantizers import SMALLEST_SCALE
+from apq_optuna.quantization.resuming import FinetuneCheckpoint
 from apq_optuna.quantization.together import FlatParameters, WeightsTogether
 from apq_optuna.supernet import SubnetModule, Supernet, recalibrate
 from apq_optuna.supernet.evaluation import BATCH_PIXELS
@@ -124,6 +125,7 @@ def finetune_quantized(
     seed: int,
     teacher: nn.Module | None = None,
     report: Callable[[int, float], None] | None = None,
+    checkpoint: FinetuneCheckpoint | None = None,
 ) -> SubnetModule:
     """Trains weights, biases and step sizes of a calibrated network in place.
 
@@ -134,6 +136,8 @@ def finetune_quantized(
         seed: Of order and augmentation: the same seed gives the same network.
         teacher: Network whose predictions are distilled, usually the fp32 subnet.
         report: Called after each step with its number and loss.
+        checkpoint: Where the state is kept meanwhile; what is there is gone on with, with the
+            images that would have come next.
 
     Raises:
         DivergedError: The loss became infinite or NaN.
@@ -154,14 +158,15 @@ def finetune_quantized(
     groups = [{"params": learned, "weight": 1.0}, {"params": steps_of, "weight": SCALE_RATE}]
     optimizer = torch.optim.Adam(groups, lr=options.learning_rate, eps=1e-8)
     share = options.distillation if teacher is not None else 0.0
-    batches = _taught(
-        _endless(data, options.batch_size, seed, device), teacher if share else None, options.steps
-    )
     averages = [torch.zeros_like(flat.vector) for flat in flats]
     first = options.steps - options.averaged_steps
+    state = _State(module, [flat.vector for flat in flats], averages, optimizer)
+    done = state.resume(checkpoint)
+    images_left = islice(_endless(data, options.batch_size, seed, device), done, None)
+    batches = _taught(images_left, teacher if share else None, options.steps - done)
     module.train()
     try:
-        for step, (images, labels, soft) in enumerate(batches):
+        for step, (images, labels, soft) in enumerate(batches, done):
             for group in optimizer.param_groups:
                 group["lr"] = options.rate(step) * group["weight"]
             for flat in flats:
@@ -184,6 +189,8 @@ def finetune_quantized(
             if step >= first:
                 for average, flat in zip(averages, flats, strict=True):
                     average.add_(flat.vector.data, alpha=1 / options.averaged_steps)
+            if checkpoint is not None and checkpoint.due:
+                checkpoint.write(state.tensors(), step + 1)
             if report is not None:
                 report(step + 1, value)
         if options.averaged_steps:
@@ -193,6 +200,55 @@ def finetune_quantized(
         for flat in flats:
             flat.release()
     return module.eval()
+
+
+class _State:
+    """Everything that a step changes.
+
+    Args:
+        module: Its buffers are what BatchNorm that could not be folded gathers.
+        vectors: All that is learned.
+        averages: As many vectors beside them.
+        optimizer: Adam.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        vectors: Sequence[nn.Parameter],
+        averages: Sequence[Tensor],
+        optimizer: torch.optim.Adam,
+    ) -> None:
+        self.module, self.vectors, self.averages = module, vectors, averages
+        self.optimizer = optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        found = {f"buffer.{name}": value for name, value in self.module.named_buffers()}
+        for i, (vector, average) in enumerate(zip(self.vectors, self.averages, strict=True)):
+            found |= {f"{i}.values": vector.data, f"{i}.average": average}
+            for name in ("exp_avg", "exp_avg_sq"):
+                found[f"{i}.{name}"] = self.optimizer.state[vector][name]
+        return found
+
+    @torch.no_grad()
+    def resume(self, checkpoint: FinetuneCheckpoint | None) -> int:
+        """Brings back what was kept; the number of steps it has behind it."""
+        kept = None if checkpoint is None else checkpoint.read()
+        if kept is None:
+            return 0
+        tensors, step = kept
+        for name, value in self.module.named_buffers():
+            value.copy_(tensors[f"buffer.{name}"])
+        for i, (vector, average) in enumerate(zip(self.vectors, self.averages, strict=True)):
+            vector.copy_(tensors[f"{i}.values"])
+            average.copy_(tensors[f"{i}.average"])
+            moments = {
+                name: torch.zeros_like(vector).copy_(tensors[f"{i}.{name}"])
+                for name in ("exp_avg", "exp_avg_sq")
+            }
+            self.optimizer.state[vector] = {"step": torch.tensor(float(step)), **moments}
+        return step
 
 
 def _taught(
