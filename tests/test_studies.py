@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+from PIL import Image
+
+import apq_optuna as apq
 
 STUDIES = Path(__file__).resolve().parent.parent / "studies"
 
@@ -36,6 +40,22 @@ def test_somebodys_script_with_a_parameter_of_its_own(tmp_path: Path) -> None:
     assert "lr " in out
     study = optuna.load_study(study_name="plug-in", storage=f"sqlite:///{tmp_path}/r/study.db")
     assert len({trial.params["lr"] for trial in study.trials}) == 3
+
+
+def test_the_packages_supernet_and_its_teacher(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abcdefghij":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    options = ("--data", "folder:images", "--run", "r", "--minutes", "0.02")
+    out = run(tmp_path, "cifar10_supernet.py", *options, "--teacher-epochs", "1")
+    assert "teacher: search-validation accuracy 0." in out
+    out = run(tmp_path, "cifar10_supernet.py", *options)  # all of it is there
+    assert "teacher" not in out
+    net = apq.OnceForAllNet.load(tmp_path / "r")
+    assert net.data_info["class_names"] == list("abcdefghij")
 
 
 def test_the_papers_table(tmp_path: Path) -> None:
