@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from apq_optuna.errors import CostTableError
 from apq_optuna.hardware.costs import Priced
+from apq_optuna.hardware.tables.sums import Sums, SumsTogether
 from apq_optuna.hardware.tables.terms import (
     Floats,
-    Sums,
     Term,
     alike_as_one,
     fixed_costs,
@@ -117,14 +117,14 @@ class CompiledCosts:
     def _lay(self, terms: Sequence[Term], m: int) -> None:
         """One flat table, and each decision's stride in each term's part of it."""
         strides = np.zeros((len(self.space.decisions), len(terms)), np.float32)
-        self._sums: list[tuple[int, int, Sums]] = []
+        sums: list[tuple[int, Sums, int]] = []
         offset, offsets, flats = 0, [], []
         for j, term in enumerate(terms):
             step = 1
             for column, size in zip(term.columns[::-1], term.costs.shape[-2::-1], strict=True):
                 if column is None:
                     assert term.sums is not None
-                    self._sums.append((j, step, term.sums))
+                    sums.append((j, term.sums, step))
                 else:
                     strides[column, j] = step
                 step *= size
@@ -133,6 +133,8 @@ class CompiledCosts:
             offset += step
         flats.append(np.zeros((1, m)))  # what is not in use costs
         self._strides = strides
+        self._summed = np.array([j for j, _, _ in sums], np.intp)
+        self._sums = SumsTogether([one for _, one, _ in sums], [step for _, _, step in sums])
         self._offsets = np.array(offsets, np.int32)
         self._flat = np.ascontiguousarray(np.concatenate(flats).T)
         self._nothing = offset
@@ -203,8 +205,8 @@ class CompiledCosts:
         """`(n, D)` to `(n, T)`: each term's place in the flat table."""
         index = (rows.astype(np.float32) @ self._strides).astype(np.int32)
         index += self._offsets
-        for j, step, sums in self._sums:
-            index[:, j] += (sums(rows) * step).astype(np.int32)
+        if len(self._summed):
+            index[:, self._summed] += self._sums(rows)
         index[self._inactive(rows)] = self._nothing
         return index
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from apq_optuna.errors import CostTableError
 from apq_optuna.hardware.costs import Priced, layer_name
-from apq_optuna.networks import Genotypes, Needs, Site
+from apq_optuna.hardware.tables.sums import Sums
+from apq_optuna.networks import Needs, Site
 from apq_optuna.space import SearchSpace
 
 LARGEST_PRODUCT = 1 << 14
@@ -52,26 +53,6 @@ class Term:
     costs: Floats
     bits: tuple[int, int] | None = None
     sums: Sums | None = None
-
-
-class Sums:
-    """Places of genotypes among the distinct sizes of a site."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        sizes = site.distinct()
-        self._base = sizes.max(axis=0) + 1
-        self._codes = np.sort(self._code(sizes))  # ascending as `distinct` is
-
-    def _code(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-        code = sizes[:, 0].copy()
-        for column in range(1, sizes.shape[1]):
-            code = code * self._base[column] + sizes[:, column]
-        return code
-
-    def __call__(self, genotypes: Genotypes) -> NDArray[np.int64]:
-        """`(n, D)` to `(n,)` in [0, s)."""
-        return np.searchsorted(self._codes, self._code(self.site.sizes(genotypes)))
 
 
 def fixed_costs(table: Priced, sites: Sequence[Site], m: int) -> Floats:
