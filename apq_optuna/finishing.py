@@ -91,7 +91,8 @@ def finish(
     teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
     network = quantized_network(module, subnet, data, options.calibration_images, seed)
-    identity = [supernet.weights_hash, subnet.identity, data.split_hash, asdict(options)]
+    images = [data.split_hash, data.augment, data.mean, data.std]
+    identity = [supernet.weights_hash, subnet.identity, images, asdict(options)]
     kept = FinetuneCheckpoint(Path(path) / "finetuning.safetensors", json.dumps(identity))
     with progress_bar(steps, "finetune", show=progress, unit="step") as bar:
 
@@ -125,7 +126,7 @@ def finish(
         "macs": subnet.macs,
         "bitops": subnet.bitops,
         "weight_bytes": subnet.weight_bytes,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(kept.seconds_before + time.perf_counter() - started, 1),
     }
     if costs is not None:
         stored["costs"] = dict(zip(costs.metric_names, priced, strict=True))

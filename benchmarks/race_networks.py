@@ -12,7 +12,7 @@ from race_base import Problem, Values
 import apq_optuna as apq
 from apq_optuna.quantization.finetune import PRETRAINED_RATE
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet import Supernet, load_net
+from apq_optuna.supernet import PretrainedNet, Supernet, load_net
 
 
 class Remembered:
@@ -85,6 +85,8 @@ def own(folder: Path, images: str) -> Problem:
     if not (run / "supernet.json").exists():
         raise SystemExit(f"own: {run} is to be a run's folder, such as studies/own_model.py makes")
     net = load_net(run, trusted=True)  # a folder of one's own: its module is imported
+    if not isinstance(net, PretrainedNet):
+        raise SystemExit(f"own: {run} has a once-for-all network, not a model of one's own")
     told = net.data_info
     data = apq.load_data(images, image_size=told["image_size"], mean=told["mean"], std=told["std"])
     rate = PRETRAINED_RATE * apq.FinetuneOptions().learning_rate  # as `search` has it

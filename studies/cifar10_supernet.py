@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import apq_optuna as apq
 from apq_optuna.data import ImageData, mixed_images, mixed_labels
+from apq_optuna.supernet import accuracy
 
 
 class Residual(nn.Module):
@@ -58,7 +59,7 @@ def train_teacher(
     optimizer = torch.optim.SGD(
         net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    steps = epochs * (len(data.train) // batch)
+    steps = epochs * max(1, len(data.train) // batch)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps + 1)
     started = time.perf_counter()
     for epoch in range(epochs):
@@ -78,15 +79,11 @@ def train_teacher(
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    net.eval()
-    right = 0
-    with torch.no_grad():
-        for images, labels in kept.evaluation_batches(kept.search_validation, 1000, device=device):
-            right += int((net(images).argmax(1) == labels).sum())
-    print(f"teacher: search-validation accuracy {right / len(data.search_validation):.4f}")
+    print(f"teacher: search-validation accuracy {accuracy(net, kept):.4f}")
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
-    save_file(state, file)
+    save_file(state, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)  # whole or not at all
 
 
 if __name__ == "__main__":
@@ -104,10 +101,12 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = apq.load_data(arguments.data)
+    torch.manual_seed(0)
     learned = teacher(data.num_classes)
     file = arguments.run / "teacher.safetensors"
-    if not file.exists():
-        torch.manual_seed(0)
+    if file.exists():
+        print(f"teacher: the one in {file}")
+    else:
         train_teacher(learned, data, file, arguments.teacher_epochs, device)
     learned.load_state_dict(load_file(file))
     torch.manual_seed(0)

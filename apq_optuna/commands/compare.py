@@ -156,5 +156,8 @@ def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | N
     file = run_folder(arguments) / "training.json"
     if not file.exists():
         return None
-    plan = json.loads(json.loads(file.read_text())["fingerprint"])[3]
+    _, _, _, plan, *teacher = json.loads(json.loads(file.read_text())["fingerprint"])
+    if teacher:
+        say("note: the supernet had a teacher and mixed images, MobileNetV2 has labels")
+        plan = plan | {"mixed": 0.0}
     return TrainingPlan(**plan | {"shares": tuple(plan["shares"])})

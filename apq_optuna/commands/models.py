@@ -96,15 +96,19 @@ def net_of(arguments: Any) -> Supernet:
     return net
 
 
-def teacher_of(arguments: Any, data: ImageData) -> nn.Module | None:
+def teacher_of(arguments: Any, space: SearchSpace, data: ImageData) -> nn.Module | None:
     """The network that `--teacher` names with its weights, once its accuracy has been told."""
+    import numpy as np
+
     from apq_optuna.supernet import accuracy
     from apq_optuna.supernet.pretrained.sources import (
         LIBRARIES,
         build_model,
         fit_state,
+        preprocessing_of,
         read_weights,
     )
+    from apq_optuna.supernet.teaching import Renormalised, check_teacher
     from apq_optuna.supernet.training import resolve_device
 
     name, file = getattr(arguments, "teacher", None), getattr(arguments, "teacher_weights", None)
@@ -119,8 +123,14 @@ def teacher_of(arguments: Any, data: ImageData) -> nn.Module | None:
     model = build_model(name, data.num_classes)
     if file is not None:
         fit_state(model, read_weights(file), file)
-    model.to(resolve_device(arguments.device))
-    known = accuracy(model, data)
+    check_teacher(model, space)
+    told = preprocessing_of(name)
+    given, wanted = (data.mean, data.std), (told.mean, told.std) if told is not None else None
+    if wanted is not None and not np.allclose(given, wanted, atol=0.02):
+        say(f"{name}: its images are normalised as its library has them")
+        model = Renormalised(model, given, wanted)
+    known = accuracy(model.to(resolve_device(arguments.device)), data)
+    model.to("cpu")
     say(f"teacher {name}: search-validation accuracy {known:.4f}")
     if known < 2 * data.chance:
         say("note: a teacher that knows so little teaches little; see --teacher-weights")

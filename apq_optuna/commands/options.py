@@ -115,7 +115,8 @@ def teacher(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a teacher, whose answers all networks learn")
     group.add_argument("--teacher", metavar="NAME",
                        help="a larger trained network for the same classes: torchvision:NAME, "
-                       "timm:NAME or module:factory")  # fmt: skip
+                       "timm:NAME (images normalised as its library has them) or "
+                       "module:factory (as the run's are)")  # fmt: skip
     group.add_argument("--teacher-weights", type=Path, metavar="FILE.safetensors",
                        help="its trained weights, a state_dict")  # fmt: skip
     group.add_argument("--mixed", type=float, metavar="SHARE",

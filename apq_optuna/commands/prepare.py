@@ -20,12 +20,12 @@ from apq_optuna.commands.common import (
 from apq_optuna.commands.images import load_images, supernet_images
 from apq_optuna.commands.models import net_of, teacher_of
 
-TAUGHT_MIXED = 0.8
-"""Share of mixed images where a teacher tells what is in them."""
-
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
     from apq_optuna.supernet import OnceForAllNet, Supernet
+
+TAUGHT_MIXED = 0.8
+"""Share of mixed images where a teacher tells what is in them."""
 
 
 def train(arguments: Any) -> None:
@@ -87,7 +87,7 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
     space = net.space
     largest, smallest = (space.decode(space.extreme(largest=big)[0]) for big in (True, False))
     started = time.perf_counter()
-    teacher = teacher_of(arguments, data)
+    teacher = teacher_of(arguments, space, data)
     resumed = (Path(arguments.run) / "training.safetensors").exists()
     before: float | None = None if resumed else 0.0
     with ledger_of(arguments).task(

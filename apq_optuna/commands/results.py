@@ -70,10 +70,14 @@ def finetune(arguments: Any) -> None:
         "finetune", subject=arguments.study, target=costs.device, scope="device", units="epochs",
         device=computing(arguments),
     ) as entry:  # fmt: skip
-        entry.units_total = arguments.epochs
+        entry.units_done, entry.units_total, entry.share = 0.0, arguments.epochs, 0.0
+        before: int | None = None
 
         def told(step: int, steps: int, loss: float) -> None:
-            entry.units_done = arguments.epochs * step / steps
+            nonlocal before
+            before = step - 1 if before is None else before  # those of a stopped one
+            entry.share = (step - before) / steps
+            entry.units_done = arguments.epochs * entry.share
 
         _, stored = finish(
             supernet, data, subnet, path, epochs=arguments.epochs, costs=costs,

@@ -89,7 +89,7 @@ class Setting:
         said = [
             self.costs.digest, self.supernet.weights_hash, self.data.split_hash,
             self.data.augment, self.trials, asdict(self.finetune), self.images, self.epochs,
-            self.repeats, None if self.mobilenet_plan is None else asdict(self.mobilenet_plan),
+            self.repeats, None if self.mobilenet_plan is None else self.mobilenet_plan.identity,
         ]  # fmt: skip
         if quantized := len(self.pairs.quantized()):  # joint search learns from them, too
             said.append(["quantized pairs", quantized])

@@ -142,6 +142,7 @@ class ImageData:
         device: str = "cpu",
         augment: bool = True,
         limit: int | None = None,
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One shuffled pass over the training split; a last smaller batch is dropped.
 
@@ -150,7 +151,9 @@ class ImageData:
             generator: Decides order and augmentation.
             device: Where the batches go.
             augment: Random crops and flips.
-            limit: Most batches to give.
+            limit: Most batches to give, those before `start` counted.
+            start: Batches that are left out at the beginning: what is random about them is drawn,
+                no image is read.
 
         Yields:
             `(B, C, H, W) float32` and `(B,) int64`.
@@ -161,9 +164,12 @@ class ImageData:
         batches = n // size if limit is None else min(limit, n // size)
         for b in range(batches):
             chosen = order[b * size : (b + 1) * size]
+            drawn = _drawn(size, self.crop_padding, self.flip, generator) if augment else ()
+            if b < start:
+                continue
             pixels = self.train.images.batch(chosen)
             if augment:
-                pixels = _augment(pixels, self.crop_padding, self.flip, generator)
+                pixels = _augment(pixels, self.crop_padding, *drawn)
             yield self.normalise(pixels, device), self.train.labels_at(chosen, device)
 
     def evaluation_batches(
@@ -191,20 +197,32 @@ def usual_augment(name: str) -> str | None:
     return "shift+flip" if name == "cifar10" or name.startswith("folder:") else None
 
 
-def _augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """A random crop of the padded image and a random mirror image, per image.
+def _drawn(
+    n: int, padding: int, flip: bool, generator: torch.Generator
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is random about `n` images: where they are cropped, and which are mirrored.
 
-    What is random is drawn where `generator` is, so it is the same on every device.
+    It is drawn where `generator` is, so it is the same on every device.
     """
+    offsets = mirrored = None
+    if padding:
+        offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+    return offsets, mirrored
+
+
+def _augment(
+    pixels: Tensor, padding: int, offsets: Tensor | None, mirrored: Tensor | None
+) -> Tensor:
+    """Crops of the padded images, some of them mirrored; see `_drawn`."""
     n, _, height, width = pixels.shape
     device = pixels.device
-    if padding:
+    if offsets is not None:
         padded = torch.nn.functional.pad(pixels, (padding,) * 4)
-        offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
         rows = offsets[0] + torch.arange(height)
         columns = offsets[1] + torch.arange(width)
-        if flip:
-            mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        if mirrored is not None:
             columns = torch.where(mirrored, columns.flip(1), columns)
         rows, columns = (at.to(device, non_blocking=True) for at in (rows, columns))
         image = torch.arange(n, device=device).view(n, 1, 1)
@@ -212,7 +230,6 @@ def _augment(pixels: Tensor, padding: int, flip: bool, generator: torch.Generato
         return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(
             0, 3, 1, 2
         )
-    if flip:
-        mirrored = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
-        return torch.where(mirrored.to(device), pixels.flip(3), pixels)
+    if mirrored is not None:
+        return torch.where(mirrored.view(n, 1, 1, 1).to(device), pixels.flip(3), pixels)
     return pixels

@@ -12,7 +12,8 @@ def mixed_images(
     """Some images of a batch mixed with the one before them, which is any other if shuffled.
 
     Half of them are blended (mixup, Zhang et al., ICLR 2018), half have a square of the other
-    (CutMix, Yun et al., ICCV 2019); how much is left of the first is uniform in [0, 1] for both.
+    (CutMix, Yun et al., ICCV 2019). A blend has a uniform share of each; a square's area is
+    uniform in [0, 1], too, but its middle may lie at an edge, beyond which it is cut off.
 
     Args:
         images: `(B, C, H, W)` float.
@@ -24,7 +25,7 @@ def mixed_images(
         it, of the last one for the first.
     """
     size, (height, width) = len(images), images.shape[2:]
-    kind, own, y, x = torch.rand(4, size, generator=generator).to(images.device)
+    kind, own, y, x = torch.rand(4, size, generator=generator).to(images.device, non_blocking=True)
     side = (1 - own).sqrt() / 2  # of a square of that area, to both sides of its middle
 
     def within(middle: Tensor, side: Tensor, pixels: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -162,7 +162,7 @@ def finetune_quantized(
     first = options.steps - options.averaged_steps
     state = _State(module, [flat.vector for flat in flats], averages, optimizer)
     done = state.resume(checkpoint)
-    images_left = islice(_endless(data, options.batch_size, seed, device), done, None)
+    images_left = _endless(data, options.batch_size, seed, device, done)
     batches = _taught(images_left, teacher if share else None, options.steps - done)
     module.train()
     try:
@@ -206,7 +206,7 @@ class _State:
     """Everything that a step changes.
 
     Args:
-        module: Its buffers are what BatchNorm that could not be folded gathers.
+        module: For its buffers, whatever a model of one's own has in them.
         vectors: All that is learned.
         averages: As many vectors beside them.
         optimizer: Adam.
@@ -238,6 +238,8 @@ class _State:
         if kept is None:
             return 0
         tensors, step = kept
+        if not self._fits(tensors):  # of another version
+            return 0
         for name, value in self.module.named_buffers():
             value.copy_(tensors[f"buffer.{name}"])
         for i, (vector, average) in enumerate(zip(self.vectors, self.averages, strict=True)):
@@ -249,6 +251,16 @@ class _State:
             }
             self.optimizer.state[vector] = {"step": torch.tensor(float(step)), **moments}
         return step
+
+    def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        wanted = {f"buffer.{name}": value for name, value in self.module.named_buffers()}
+        for i, vector in enumerate(self.vectors):
+            for name in ("values", "average", "exp_avg", "exp_avg_sq"):
+                wanted[f"{i}.{name}"] = vector
+        return all(
+            name in tensors and tensors[name].shape == value.shape
+            for name, value in wanted.items()
+        )
 
 
 def _taught(
@@ -272,8 +284,12 @@ def _taught(
 
 
 def _endless(
-    data: ImageData, batch_size: int, seed: int, device: str
+    data: ImageData, batch_size: int, seed: int, device: str, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches for ever, from the one with the number `start` on."""
     generator = torch.Generator().manual_seed(seed)
+    each = len(data.train) // min(batch_size, len(data.train))
     while True:
-        yield from data.training_batches(batch_size, generator, device=device)
+        skipped = min(start, each)
+        start -= skipped
+        yield from data.training_batches(batch_size, generator, device=device, start=skipped)

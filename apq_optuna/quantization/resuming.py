@@ -11,6 +11,9 @@ from torch import Tensor
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.errors import CheckpointError
 
+FORM = 1
+"""Of the state; another one is not gone on with."""
+
 KEEP_EVERY = 60.0
 """Seconds between two checkpoints."""
 
@@ -23,11 +26,15 @@ class FinetuneCheckpoint:
         identity: Of everything that decides what comes out. What is kept of another one is not
             gone on with.
         every: Seconds between two checkpoints.
+
+    Attributes:
+        seconds_before: What was spent on it before a stop.
     """
 
     def __init__(self, file: Path, identity: str, every: float = KEEP_EVERY) -> None:
-        self.file, self.identity, self.every = file, identity, every
-        self._kept = time.perf_counter()
+        self.file, self.identity, self.every = file, [FORM, identity], every
+        self._started = self._kept = time.perf_counter()
+        self.seconds_before = 0.0
 
     def read(self) -> tuple[dict[str, Tensor], int] | None:
         """State and steps done; None if there is nothing to go on with."""
@@ -37,6 +44,7 @@ class FinetuneCheckpoint:
             return None
         if about.get("identity") != self.identity:
             return None
+        self.seconds_before = float(about["seconds"])
         return tensors, int(about["step"])
 
     @property
@@ -46,8 +54,9 @@ class FinetuneCheckpoint:
 
     def write(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Keeps the state after a number of steps."""
+        seconds = self.seconds_before + time.perf_counter() - self._started
         about = {"kind": "finetuning", "identity": self.identity, "step": step}
-        write_checkpoint(self.file, tensors, about)
+        write_checkpoint(self.file, tensors, about | {"seconds": seconds})
         self._kept = time.perf_counter()
 
     def remove(self) -> None:

@@ -1,9 +1,9 @@
 """BatchNorm and the ReLU behind it in four passes over memory, for GPUs with Triton.
 
 A small network on a GPU waits for memory. Operation by operation, a BatchNorm and its ReLU read or
-write their images nineteen times in a training step; here it is eight times: twice to find the
-moments and once to write the result, and in the backward pass four times to sum and to apply,
-where what the ReLU let through is worked out anew instead of being kept.
+write their images nineteen times in a training step; here it is eight times: two reads and a write
+forwards, four reads and a write backwards, where what the ReLU let through is worked out anew
+instead of being kept.
 
 Notation:
     C, n        channels; images x positions. Images are `(C, n)`, channels first of all
@@ -13,6 +13,8 @@ Notation:
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from functools import cache
 from typing import Any
 
@@ -56,7 +58,7 @@ def kernels() -> Any:
         value = tl.load(x + row * n + at, mask=at < n, other=0.0).to(tl.float32)
         value = value * tl.load(scale + row) + tl.load(shift + row)
         if relu:
-            value = tl.maximum(value, 0.0)
+            value = tl.where(value < 0, 0.0, value)  # what is no number stays none
         tl.store(y + row * n + at, value, mask=at < n)
 
     @triton.jit  # type: ignore[untyped-decorator]
@@ -97,6 +99,25 @@ def kernels() -> Any:
     return moments, apply, sums, gradient
 
 
+@cache
+def usable() -> bool:
+    """Whether the kernels are there and run; Triton comes with torch, its compiler need not."""
+    if kernels() is None:
+        return False
+    try:
+        x = torch.ones(2, 8, device="cuda", requires_grad=True)
+        y, _, _ = NormAndReLU.apply(x, x[:, 0], x[:, 1], 1e-5, True)
+        y.sum().backward()
+    except Exception as error:  # whatever a compiler or a driver says
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        warnings.warn(
+            f"Triton does not work here ({reason}): training goes on without it, more slowly",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 class NormAndReLU(torch.autograd.Function):
     """Rows `(C, n)` of mean 0 and variance 1, times a weight, plus a bias, and perhaps a ReLU.
 
@@ -111,14 +132,16 @@ class NormAndReLU(torch.autograd.Function):
         rows, n = x.shape
         splits = -(-n // (BLOCK * CHUNK))
         found = torch.empty(rows, splits, 2, device=x.device)
-        moments[rows, splits](x, found, n, splits, BLOCK, CHUNK)
+        with _device_of(x):
+            moments[rows, splits](x, found, n, splits, BLOCK, CHUNK)
         mean, square = (found.sum(1) / n).unbind(1)
         var = (square - mean.square()).clamp_min(0)
         inverse = (var + eps).rsqrt()
         scale = weight * inverse
         shift = bias - mean * scale
         y = torch.empty_like(x)
-        apply[rows, -(-n // BLOCK)](x, y, scale, shift, n, relu, BLOCK)
+        with _device_of(x):
+            apply[rows, -(-n // BLOCK)](x, y, scale, shift, n, relu, BLOCK)
         ctx.save_for_backward(x, mean, inverse, scale, shift)
         ctx.relu = relu
         ctx.mark_non_differentiable(mean, var)
@@ -132,12 +155,21 @@ class NormAndReLU(torch.autograd.Function):
         rows, n = x.shape
         splits = -(-n // (BLOCK * CHUNK))
         found = torch.empty(rows, splits, 2, device=x.device)
-        sums[rows, splits](x, dy, scale, shift, found, n, splits, ctx.relu, BLOCK, CHUNK)
+        with _device_of(x):
+            sums[rows, splits](x, dy, scale, shift, found, n, splits, ctx.relu, BLOCK, CHUNK)
         of_bias, with_x = found.sum(1).unbind(1)
         of_weight = (with_x - mean * of_bias) * inverse
         # dx = scale (g - mean of g - normalised x times mean of g normalised x)
         slope = -scale * of_weight * inverse / n
         offset = -scale * of_bias / n - slope * mean
         dx = torch.empty_like(x)
-        gradient[rows, -(-n // BLOCK)](x, dy, dx, scale, shift, slope, offset, n, ctx.relu, BLOCK)
+        with _device_of(x):
+            gradient[rows, -(-n // BLOCK)](
+                x, dy, dx, scale, shift, slope, offset, n, ctx.relu, BLOCK
+            )
         return dx, of_weight, of_bias, None, None
+
+
+def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels go to the current device, whichever their tensors are on."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class TrainingPlan:
         warmup: Share of the run in which the learning rate rises.
         shares: Shares of the run for the phases `largest`, `kernel`, `depth`, `channels`.
         random_subnets: Random subnets a step beside the largest and the smallest.
-        label_smoothing: Of the largest network's loss on labels.
+        label_smoothing: Of the largest network's loss on labels; a teacher says enough.
         mixed: Share of training images that are mixed with another (mixup and CutMix; see
             `apq_optuna.data.mixed_images`). Much of it is for long training, with a teacher above
             all.
@@ -53,6 +54,14 @@ class TrainingPlan:
             raise InvalidArgumentError(f"batch_size={self.batch_size}: at least 2")
         if not 0 <= self.mixed <= 1:
             raise InvalidArgumentError(f"mixed={self.mixed}: a share between 0 and 1")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its settings in JSON types; as before there were mixed images where none are."""
+        found = asdict(self)
+        if not self.mixed:
+            del found["mixed"]
+        return found
 
     def phase(self, progress: float) -> str:
         """Name of the phase at a progress in [0, 1]."""

@@ -70,7 +70,7 @@ def batch_norm(
         x = F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
         return F.relu(x, inplace=True) if relu else x
     flat = channels_first(x).flatten(1)
-    together = x.is_cuda and fused.kernels() is not None
+    together = x.is_cuda and fused.usable()
     if together:
         y, found, spread = fused.NormAndReLU.apply(flat, weight, bias, eps, relu)
     else:

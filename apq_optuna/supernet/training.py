@@ -12,7 +12,7 @@ trained for long without learning their images by heart (Beyer et al., CVPR 2022
 
 Progress is measured in epochs or, with `minutes`, in training time, so that a plan on an unknown
 machine ends when it should. A checkpoint holds weights, momentum, generators and progress; a run
-that finds one of the same space, data and plan goes on from it.
+that finds one of the same space, data, seed, plan and teacher goes on from it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +41,7 @@ from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import Supernet, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
+from apq_optuna.supernet.teaching import prepared_teacher
 
 _ELASTIC = {
     "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
@@ -118,8 +118,8 @@ def train_supernet(
     """Trains a supernet, and goes on from the checkpoint in `path` if there is one.
 
     Every step is one of the largest network, of the smallest and of random ones, which the largest
-    teaches (the sandwich rule, Yu and Huang, ICCV 2019). A model of one's own is finetuned so: all
-    its networks at once, each nested in the larger ones.
+    teaches unless there is a teacher (the sandwich rule, Yu and Huang, ICCV 2019). A model of
+    one's own is finetuned so: all its networks at once, each nested in the larger ones.
 
     Args:
         net: A supernet; its weights are trained in place.
@@ -131,8 +131,9 @@ def train_supernet(
         precision: Of activations: `float32`, `bfloat16` (autocast; weights and statistics stay
             float32), or `auto`, which is `bfloat16` on a GPU that has it.
         seed: Of order, augmentation and sampled subnets.
-        teacher: A trained network, larger than any of the supernet's, which takes the same images
-            `(B, C, H, W)` and gives logits `(B, num_classes)`. It is not changed.
+        teacher: A trained network, better than any of the supernet's, which takes the same images
+            `(B, C, H, W)`, normalised as `data` is, and gives logits `(B, num_classes)`. It is not
+            changed. Most of it comes of `TrainingPlan(mixed=...)`, which is none by default.
         report: Called after each step with progress in [0, 1], the phase, and the largest
             network's loss, which on a GPU is that of some steps before.
         progress: Shows a bar with the phase, the loss and the time left.
@@ -141,8 +142,10 @@ def train_supernet(
         `net`, in evaluation mode, on the CPU.
 
     Raises:
-        CheckpointError: The folder's checkpoint is damaged, or of another space, data or plan.
+        CheckpointError: The folder's checkpoint is damaged, or of another space, data, seed, plan
+            or teacher.
         DataError: The images do not fit the space.
+        InvalidArgumentError: The teacher does not fit the space; training diverged.
     """
     check_data(net, data)
     keep_buffers()
@@ -188,7 +191,9 @@ class _Trainer:
         self.recorder: PassRecorder | None = None
         self.recorded = ""
         self.value = self.told = torch.zeros(())
-        self.teacher = None if teacher is None else _prepared(teacher, net, device)
+        self.teacher: nn.Module | None = None
+        if teacher is not None:
+            self.teacher = prepared_teacher(teacher, net.space, device)
         self.file = path / "training.safetensors"
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
@@ -208,10 +213,7 @@ class _Trainer:
         images = data.split_hash
         if usual_augment(data.name) not in (None, data.augment):  # else as before it was named
             images += f" {data.augment}"
-        planned = asdict(plan)
-        if not plan.mixed:  # as before there was such a thing
-            del planned["mixed"]
-        learned = [net.space.architecture_hash, images, seed, planned]
+        learned: list[Any] = [net.space.architecture_hash, images, seed, plan.identity]
         if teacher is not None:
             learned.append(hash_of(teacher))
         self.fingerprint = json.dumps(learned, sort_keys=True)
@@ -305,7 +307,7 @@ class _Trainer:
                 labels = mixed_labels(labels, own, self.data.num_classes)
         if self.teacher is not None:
             with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
-                labels = self.teacher(images)
+                labels = self.teacher(images.clone())  # which it may write into
             labels = labels.float().softmax(1)
         return images, labels
 
@@ -406,21 +408,6 @@ class _Trainer:
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = about["rng"]
         self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
-
-
-def _prepared(teacher: nn.Module, net: Supernet, device: str) -> nn.Module:
-    """A copy that is ready to tell, once it is known to fit."""
-    copy = deepcopy(teacher).to(device).eval().requires_grad_(False)
-    channels, height, width = net.space.networks.input_shape
-    with torch.no_grad():
-        told = copy(torch.zeros(1, channels, height, width, device=device))
-    wanted = (1, net.space.networks.num_classes)
-    if not isinstance(told, Tensor) or tuple(told.shape) != wanted:
-        shape = tuple(told.shape) if isinstance(told, Tensor) else type(told).__name__
-        raise InvalidArgumentError(
-            f"teacher: gives {shape} for one image, wanted are logits {wanted}"
-        )
-    return copy
 
 
 def _with_kernels(subnet: MobileSubnet, kernel: int) -> MobileSubnet:

@@ -18,7 +18,6 @@ from apq_optuna.cli import main
 from tests.tracing.helpers import Residual, trained_like
 
 MODEL = """
-import json
 import sys
 sys.path.insert(0, {root!r})
 from tests.tracing.helpers import Residual
@@ -163,6 +162,7 @@ def test_a_supernet_has_a_teacher(run: Shell, folder: Path) -> None:
     [
         (["--teacher-weights", "mine.safetensors"], "--teacher-weights needs --teacher"),
         (["--teacher", "torchvision:resnet18"], "needs --teacher-weights"),
+        (["--teacher", "torch.nn:Identity"], "teacher: gives (1, 1, 8, 8) for one image"),
         (["--teacher", "my_model:build", "--teacher-weights", "mine.pt"], "pickle"),
         (["--mixed", "2"], "mixed=2.0"),
     ],

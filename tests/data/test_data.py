@@ -12,7 +12,7 @@ from PIL import Image
 import apq_optuna as apq
 from apq_optuna.data import ImageData, load_data
 from apq_optuna.data.folders import ImageFiles
-from apq_optuna.data.images import _augment
+from apq_optuna.data.images import _augment, _drawn
 from apq_optuna.errors import DataError, InvalidArgumentError
 
 
@@ -71,12 +71,12 @@ def test_large_folders_are_decoded_as_needed(
 def test_augmentation_crops_and_mirrors(digits: ImageData) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(200, 1, 1, 1)
-    images = _augment(pixels, 1, True, generator)
+    images = _augment(pixels, 1, *_drawn(200, 1, True, generator))
     assert images.shape == pixels.shape
     centre = images[:, 0, 3:5, 3:5].float()
     assert (centre[:, 0, 0] < centre[:, 0, 1]).float().mean() == pytest.approx(0.5, abs=0.15)
     assert len({tuple(row) for row in centre.view(200, -1).tolist()}) == 18  # 9 crops, mirrored
-    assert torch.equal(_augment(pixels, 0, False, generator), pixels)
+    assert torch.equal(_augment(pixels, 0, *_drawn(200, 0, False, generator)), pixels)
 
 
 def test_evaluation_sees_every_image_once(digits: ImageData) -> None:
@@ -175,3 +175,16 @@ def test_ones_own_images_can_be_searched(tmp_path: Path) -> None:
     network = apq.load_network(tmp_path / "out")
     assert network.about["class_names"] == ["a", "b", "c"]
     assert network(torch.zeros(2, 3, 12, 12)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "shift+flip"])
+def test_batches_from_the_middle_are_those_that_would_have_come(augment: str) -> None:
+    data = load_data("digits", augment=augment)
+    whole, part = (torch.Generator().manual_seed(5) for _ in range(2))
+    every = list(data.training_batches(100, whole))
+    left = list(data.training_batches(100, part, start=3))
+    assert len(left) == len(every) - 3
+    for (images, labels), (same, told) in zip(every[3:], left, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, told)
+    assert torch.equal(torch.rand(3, generator=whole), torch.rand(3, generator=part))

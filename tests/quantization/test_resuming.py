@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 import apq_optuna as apq
+from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import DivergedError, load_network, resuming
+from apq_optuna.quantization.finetune import _State
 from apq_optuna.supernet import OnceForAllNet, PretrainedNet
 from tests.tracing.helpers import Residual, trained_like
 
@@ -44,7 +47,7 @@ def finish(net, data, subnet, folder, report=None, **options):  # type: ignore[n
         if report is not None:
             report(step, of, loss)
 
-    asked = {"epochs": 1.0, "options": OPTIONS} | options
+    asked = {"epochs": 1.0, "options": OPTIONS, "device": "cpu"} | options
     network, _ = apq.finish(net, data, subnet, folder, report=told, **asked)
     return network, steps
 
@@ -92,15 +95,64 @@ def test_another_network_or_other_options_begin_anew(
     space = supernet.space
     first, second = (space.decode(row) for row in space.sample(2, np.random.default_rng(2)))
     for other in ({"subnet": second}, {"options": replace(OPTIONS, learning_rate=5e-4)},
-                  {"epochs": 0.2}):  # fmt: skip
+                  {"epochs": 0.2}, {"data": replace(digits, crop_padding=0)}):  # fmt: skip
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with pytest.raises(Stopped):
             finish(supernet, digits, first, folder, report=stop_at(2), epochs=0.3)
         asked = {"epochs": 0.3} | other
-        subnet = asked.pop("subnet", first)
-        network, steps = finish(supernet, digits, subnet, folder, **asked)
+        subnet, data = asked.pop("subnet", first), asked.pop("data", digits)
+        network, steps = finish(supernet, data, subnet, folder, **asked)
         assert steps[0] == 1
         assert network.description.identity == subnet.identity
+
+
+def test_one_that_was_stopped_after_its_last_step_is_tested_and_saved(
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        finish(supernet, digits, supernet.largest, tmp_path, report=stop_at(4), epochs=0.3)
+    about = json.loads((tmp_path / "finetuning.json").read_text())
+    about["seconds"] = 1000.0
+    (tmp_path / "finetuning.json").write_text(json.dumps(about))
+    _, steps = finish(supernet, digits, supernet.largest, tmp_path, epochs=0.3)
+    assert not steps
+    assert load_network(tmp_path).about["seconds"] > 1000  # those before the stop are counted
+
+
+def test_what_another_version_kept_begins_anew(
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        finish(supernet, digits, supernet.largest, tmp_path, report=stop_at(2), epochs=0.3)
+    file = tmp_path / "finetuning.safetensors"
+    tensors, about = read_checkpoint(file)
+    del tensors["0.average"]
+    write_checkpoint(file, tensors, about)
+    _, steps = finish(supernet, digits, supernet.largest, tmp_path, epochs=0.3)
+    assert steps[0] == 1
+
+
+def test_buffers_are_part_of_the_state(tmp_path: Path) -> None:
+    def made() -> _State:
+        torch.manual_seed(1)
+        module = torch.nn.BatchNorm1d(3)
+        vector = torch.nn.Parameter(torch.randn(5))
+        return _State(module, [vector], [torch.zeros(5)], torch.optim.Adam([vector]))
+
+    first, kept = made(), resuming.FinetuneCheckpoint(tmp_path / "f.safetensors", "this")
+    first.module(torch.randn(8, 3))
+    first.vectors[0].grad = torch.randn(5)
+    first.optimizer.step()
+    first.averages[0].fill_(2.0)
+    kept.write(first.tensors(), 1)
+    second = made()
+    assert second.resume(kept) == 1
+    for name, value in first.tensors().items():
+        assert torch.equal(value, second.tensors()[name]), name
+    for state in (first, second):
+        state.vectors[0].grad = torch.ones(5)
+        state.optimizer.step()
+    assert torch.equal(first.vectors[0], second.vectors[0])
 
 
 def test_what_was_damaged_begins_anew(
