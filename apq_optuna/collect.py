@@ -30,7 +30,7 @@ from apq_optuna.quantization import (
 )
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet import Supernet, accuracy
-from apq_optuna.supernet.training import check_data
+from apq_optuna.supernet.modules import check_data
 
 WRITE_SECONDS = 5.0
 CALIBRATION_IMAGES = 512

@@ -27,7 +27,8 @@ from apq_optuna.quantization import (
 from apq_optuna.quantization.finetune import PRETRAINED_RATE, DivergedError
 from apq_optuna.quantization.resuming import FinetuneCheckpoint
 from apq_optuna.supernet import PretrainedNet, SubnetModule, Supernet, accuracy
-from apq_optuna.supernet.training import check_data, resolve_device
+from apq_optuna.supernet.modules import check_data
+from apq_optuna.supernet.training import resolve_device
 
 FULL_FINETUNE = FinetuneOptions(
     batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0
@@ -50,8 +51,9 @@ def finish(
 ) -> tuple[SubnetModule, dict[str, Any]]:
     """Finetunes a subnet fully, measures it once on the test split, and saves it.
 
-    The state is kept in `path` meanwhile, once a minute: after a stop, the same call goes on from
-    there. Of another network or other options it begins anew.
+    The state is kept in `path` meanwhile, once a minute and at Ctrl-C: after a stop, the same call
+    goes on from there. Of another network or other options it begins anew. A network that was
+    finished there before is replaced.
 
     Args:
         supernet: Where its weights start from.

@@ -97,7 +97,7 @@ def own(folder: Path, images: str) -> Problem:
     problem = _network(
         run, net, data, costs, options, pairs=None, images=1000, url=f"sqlite:///{run}/apq.db"
     )
-    return Problem(**{**vars(problem), "trials": 40, "seeds": 3})
+    return Problem(**{**vars(problem), "trials": 30, "seeds": 3})
 
 
 def _network(

@@ -322,8 +322,8 @@ def _timed(
     medians = np.median(latencies, axis=0)
     width = max(map(len, models))
     for name, column in zip(models, latencies.T, strict=True):
-        ratio = medians[1] / np.median(column)
-        say(f"  {name:{width}}  {np.median(column):.4f} ms  (x{ratio:.2f} of float)")
+        ratio = np.median(column) / medians[1]
+        say(f"  {name:{width}}  {np.median(column):.4f} ms  ({ratio:.2f} of the time in float)")
     found = describe(content, out.name, latencies[:, 0], runs[0].shapes, rounds=ROUNDS,
                      settings=settings)  # fmt: skip
     beside = dict(zip(models, map(float, medians), strict=True))

@@ -36,6 +36,9 @@ FILE = "supernet.json"
 RANDOM_NETWORKS = 20_000
 """Of which as many meet a budget."""
 
+JUDGED_ON = 1000
+"""Images that say whether a model knows anything."""
+
 SHOWN = 60
 """Decisions and notes that are listed."""
 
@@ -49,7 +52,7 @@ def trace(arguments: Any) -> None:
         raise InvalidArgumentError(
             f"--run {arguments.run} has a network already; choose another folder"
         )
-    net, _ = traced_net(arguments)
+    net, data = traced_net(arguments)
     family = net.space.family
     assert isinstance(family, TracedFamily)
     say(_decisions_table(net.space, family))
@@ -63,8 +66,26 @@ def trace(arguments: Any) -> None:
         say(f"nothing was kept; with --run DIR: {program_path()} collect --run DIR comes next")
         return
     net.save(run_folder(arguments))
+    if data is not None:
+        _say_accuracy(net, data)
     say(f"saved in {arguments.run}")
-    say(f"next: {program_path()} collect --run {arguments.run}")
+    say(f"next: {program_path()} train --run {arguments.run}, which deep models need, or "
+        f"{program_path()} collect --run {arguments.run}")  # fmt: skip
+
+
+def _say_accuracy(net: PretrainedNet, data: ImageData) -> None:
+    """Of the whole model, so that wrong weights, classes or normalisation are seen."""
+    from apq_optuna.supernet import accuracy
+
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in (data.mean, data.std))
+    known = accuracy(net, data, limit=JUDGED_ON)
+    images = min(JUDGED_ON, len(data.search_validation))
+    say(
+        f"as it is: accuracy {known:.4f} on {images} search-validation images, normalised with "
+        f"mean {mean} and std {std}"
+    )
+    if known < 2 * data.chance:
+        say("note: it knows little; see --weights, --mean and --std, and the order of its classes")
 
 
 def net_of(arguments: Any) -> Supernet:
@@ -90,8 +111,10 @@ def net_of(arguments: Any) -> Supernet:
         return net
     if not arguments.data:
         raise InvalidArgumentError("--model needs --data: the images it is for")
-    net, _ = traced_net(arguments)
+    net, data = traced_net(arguments)
     net.save(folder)
+    if data is not None:
+        _say_accuracy(net, data)
     say(f"saved in {folder}")
     return net
 
@@ -199,10 +222,11 @@ def traced_net(arguments: Any) -> tuple[PretrainedNet, ImageData | None]:
             f"--model {arguments.model} has {family.num_classes} outputs, the images of "
             f"{arguments.data} have {data.num_classes} classes"
         )
+    took = time.perf_counter() - started
     layers = len(dict.fromkeys(t.module for t in family.traced))
     say(
         f"{arguments.model}: {layers} layers, {len(family.groups)} groups of channels and "
-        f"{len(space.decisions)} decisions, traced in {time.perf_counter() - started:.1f} s"
+        f"{len(space.decisions)} decisions at {'x'.join(map(str, shape))}, traced in {took:.1f} s"
     )
     return PretrainedNet(model, space, data=data, source=arguments.model, how=said), data
 

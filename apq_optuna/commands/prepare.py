@@ -12,6 +12,7 @@ from apq_optuna.commands.common import (
     computing,
     ledger_of,
     program_path,
+    run_folder,
     say,
     set_threads,
     storage_url,
@@ -19,6 +20,7 @@ from apq_optuna.commands.common import (
 )
 from apq_optuna.commands.images import load_images, supernet_images
 from apq_optuna.commands.models import net_of, teacher_of
+from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from apq_optuna.data import ImageData
@@ -32,6 +34,9 @@ def train(arguments: Any) -> None:
     from apq_optuna.supernet import PretrainedNet, TrainingPlan, load_net
 
     set_threads(arguments)
+    if arguments.minutes is not None and arguments.epochs is not None:
+        raise InvalidArgumentError("--minutes and --epochs: one of them")
+    run_folder(arguments)
     ledger_of(arguments)
     there = (Path(arguments.run) / "supernet.json").exists()
     own: Any = None
@@ -51,7 +56,8 @@ def train(arguments: Any) -> None:
     )
     if traced:
         data = supernet_images(arguments, own)
-        say(f"finetuning {own.space.networks.name} with all its smaller networks")
+        begun = "" if arguments.model else f", from its weights in {arguments.run}"
+        say(f"finetuning {own.space.networks.name} with all its smaller networks{begun}")
         train_at(arguments, own, data, plan)
     else:
         data = load_images(arguments)
@@ -110,6 +116,8 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
             accuracy(fp32_network(net, subnet, data, 512, 0), data)
             for subnet in (largest, smallest)
         ]
+    if not entry.units_done:
+        say("it was trained already, for as long as is asked")
     say(
         f"trained in {time.perf_counter() - started:.0f} s; search-validation accuracy without "
         f"finetuning: largest {accuracies[0]:.4f}, smallest {accuracies[1]:.4f}"
@@ -119,7 +127,6 @@ def train_at(arguments: Any, net: Supernet, data: ImageData, plan: Any) -> None:
 
 def collect(arguments: Any) -> None:
     from apq_optuna.collect import images_of, protocol_of
-    from apq_optuna.errors import InvalidArgumentError
     from apq_optuna.pairs import PairStore
 
     if arguments.quantized < 0:

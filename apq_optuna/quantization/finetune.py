@@ -165,6 +165,7 @@ def finetune_quantized(
     images_left = _endless(data, options.batch_size, seed, device, done)
     batches = _taught(images_left, teacher if share else None, options.steps - done)
     module.train()
+    whole = True
     try:
         for step, (images, labels, soft) in enumerate(batches, done):
             for group in optimizer.param_groups:
@@ -183,12 +184,14 @@ def finetune_quantized(
                 )
             loss.backward()
             nn.utils.clip_grad_norm_(learned, 5.0)
+            whole = False
             optimizer.step()
             for vector in steps_of:
                 vector.data.clamp_min_(SMALLEST_SCALE)
             if step >= first:
                 for average, flat in zip(averages, flats, strict=True):
                     average.add_(flat.vector.data, alpha=1 / options.averaged_steps)
+            done, whole = step + 1, True
             if checkpoint is not None and checkpoint.due:
                 checkpoint.write(state.tensors(), step + 1)
             if report is not None:
@@ -196,6 +199,10 @@ def finetune_quantized(
         if options.averaged_steps:
             for average, flat in zip(averages, flats, strict=True):
                 flat.vector.data.copy_(average)
+    except KeyboardInterrupt:
+        if checkpoint is not None and whole and optimizer.state:
+            checkpoint.write(state.tensors(), done)
+        raise
     finally:
         for flat in flats:
             flat.release()

@@ -98,7 +98,8 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
         hovertemplate="%{y}, %{x}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category")
-    title = "Networks on the front: bits (colour), channels and kernel"
+    kernels = any(decision.role == "kernel" for decision in space.decisions)
+    title = f"Networks on the front: bits (colour), channels{' and kernel' if kernels else ''}"
     layout(figure, title, 160 + 26 * len(networks), right=170)
     return figure.update_layout(margin={"b": 50})
 

@@ -9,12 +9,13 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna.data import ImageData
-from apq_optuna.errors import SpaceError
+from apq_optuna.errors import DataError, SpaceError
 from apq_optuna.networks import Subnet
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet.products import convolved_as_products
@@ -85,6 +86,32 @@ def info_of(data: ImageData) -> dict[str, object]:
         "skip_broken": data.skip_broken,
         "augment": data.augment,
     }
+
+
+def check_data(net: Supernet, data: ImageData) -> None:
+    """Raises `DataError` where images do not fit a supernet."""
+    family = net.space.networks
+    channels, size, _ = family.input_shape
+    wanted = (size, channels, family.num_classes)
+    given = (data.image_size, data.channels, data.num_classes)
+    if wanted != given:
+        raise DataError(
+            f"data={data.name!r} has (image size, channels, classes) = {given}, "
+            f"but the supernet was made for {wanted}"
+        )
+    trained_with = net.data_info.get("split_hash")
+    if trained_with is not None and trained_with != data.split_hash:
+        raise DataError(
+            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained "
+            f"on (split {trained_with}): its search-validation images may have been trained on"
+        )
+    for what, now in (("mean", data.mean), ("std", data.std)):
+        used_to: Any = net.data_info.get(what)
+        if used_to is not None and not np.allclose(used_to, now, atol=1e-3):
+            raise DataError(
+                f"data={data.name!r} has {what} {[round(v, 4) for v in now]}, the supernet was "
+                f"made for {[round(v, 4) for v in used_to]}: load_data({what}=...)"
+            )
 
 
 class Slot(NamedTuple):

@@ -35,10 +35,10 @@ from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, mixed_images, mixed_labels, usual_augment
-from apq_optuna.errors import CheckpointError, DataError, InvalidArgumentError
+from apq_optuna.errors import CheckpointError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet, Subnet
 from apq_optuna.supernet.graphs import PassRecorder
-from apq_optuna.supernet.modules import Supernet, hash_of, info_of
+from apq_optuna.supernet.modules import Supernet, check_data, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
 from apq_optuna.supernet.teaching import prepared_teacher
@@ -74,32 +74,6 @@ def resolve_precision(precision: str, device: str) -> str:
         return precision
     able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if able else "float32"
-
-
-def check_data(net: Supernet, data: ImageData) -> None:
-    """Raises `DataError` where images do not fit a supernet."""
-    family = net.space.networks
-    channels, size, _ = family.input_shape
-    wanted = (size, channels, family.num_classes)
-    given = (data.image_size, data.channels, data.num_classes)
-    if wanted != given:
-        raise DataError(
-            f"data={data.name!r} has (image size, channels, classes) = {given}, "
-            f"but the supernet was made for {wanted}"
-        )
-    trained_with = net.data_info.get("split_hash")
-    if trained_with is not None and trained_with != data.split_hash:
-        raise DataError(
-            f"data={data.name!r} (split {data.split_hash}) is not what the supernet was trained "
-            f"on (split {trained_with}): its search-validation images may have been trained on"
-        )
-    for what, now in (("mean", data.mean), ("std", data.std)):
-        used_to: Any = net.data_info.get(what)
-        if used_to is not None and not np.allclose(used_to, now, atol=1e-3):
-            raise DataError(
-                f"data={data.name!r} has {what} {[round(v, 4) for v in now]}, the supernet was "
-                f"made for {[round(v, 4) for v in used_to]}: load_data({what}=...)"
-            )
 
 
 def train_supernet(
@@ -209,6 +183,7 @@ class _Trainer:
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
         self.seconds = 0.0
         self.step = 0
+        self.whole = True  # weights are those of a step, and not in between
         self.sorted = not isinstance(net, OnceForAllNet)  # those of other nets are in order
         images = data.split_hash
         if usual_augment(data.name) not in (None, data.augment):  # else as before it was named
@@ -229,19 +204,24 @@ class _Trainer:
         started, saved = time.perf_counter() - self.seconds, time.perf_counter()
         self.net.train()
         batches = self._batches()
-        while self.progress < 1.0:
-            phase = self._phase()
-            if phase == "channels" and not self.sorted:
-                self._sort_channels()
-            images, labels = next(batches)
-            loss = self._step(images, labels, phase)
-            self.step += 1
-            self.seconds = time.perf_counter() - started
-            report(self.progress, phase, loss)
-            if time.perf_counter() - saved > self.plan.checkpoint_seconds:
-                self._look_at_loss()
+        try:
+            while self.progress < 1.0:
+                phase = self._phase()
+                if phase == "channels" and not self.sorted:
+                    self._sort_channels()
+                images, labels = next(batches)
+                loss = self._step(images, labels, phase)
+                self.step += 1
+                self.seconds = time.perf_counter() - started
+                report(self.progress, phase, loss)
+                if time.perf_counter() - saved > self.plan.checkpoint_seconds:
+                    self._look_at_loss()
+                    self._save()
+                    saved = time.perf_counter()
+        except KeyboardInterrupt:
+            if self.step and self.whole and math.isfinite(self.value.item()):
                 self._save()
-                saved = time.perf_counter()
+            raise
         if self.step:
             self._look_at_loss()
         self._save()
@@ -278,7 +258,9 @@ class _Trainer:
             for subnet in self._sandwich(phase) if phase != "largest" else ():
                 self._loss(subnet).backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         if self.device == "cpu" or self.step % LOSS_EVERY == 0:  # a GPU is not waited for
             self._look_at_loss()
         return self.loss
@@ -352,6 +334,7 @@ class _Trainer:
     def _sort_channels(self) -> None:
         """Orders expanded channels by importance, and the momentum with them."""
         assert isinstance(self.net, OnceForAllNet)
+        self.whole = False
         for block in self.net.elastic_blocks():
             order = block.sort_channels()
             rows = (
@@ -361,7 +344,7 @@ class _Trainer:
             for parameter in rows:
                 self._reorder_momentum(parameter, order, axis=0)
             self._reorder_momentum(block.project.weight, order, axis=1)
-        self.sorted = True
+        self.sorted = self.whole = True
 
     def _reorder_momentum(self, parameter: Tensor, order: Tensor, *, axis: int) -> None:
         buffer = self.optimizer.state[parameter].get("momentum_buffer")
@@ -394,7 +377,11 @@ class _Trainer:
             theirs = json.loads(str(about.get("fingerprint") or "[0, 0, 0, 0]"))
             ours = json.loads(self.fingerprint)
             pairs = zip_longest(theirs, ours)
-            other = [name for name, (a, b) in zip(names, pairs, strict=False) if a != b]
+            other = [
+                name + (_changes(a, b) if name == "plan" else "")
+                for name, (a, b) in zip(names, pairs, strict=False)
+                if a != b
+            ]
             raise CheckpointError(
                 f"{self.file} is of another run (of another {' and '.join(other)}); "
                 "choose another folder, or remove it to start again"
@@ -408,6 +395,18 @@ class _Trainer:
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = about["rng"]
         self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
+
+
+def _changes(theirs: Any, ours: Any) -> str:
+    """What two plans differ in."""
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return ""
+    found = [
+        f"{name} {theirs.get(name, 0)}, now {ours.get(name, 0)}"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    return f": {'; '.join(found)}"
 
 
 def _with_kernels(subnet: MobileSubnet, kernel: int) -> MobileSubnet:

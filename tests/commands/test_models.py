@@ -67,7 +67,8 @@ MINE = ("--model", "my_model:build", "--weights", "mine.safetensors", "--data", 
 def test_the_whole_job(run: Shell, folder: Path) -> None:
     said = run(["trace", *MINE, "--hardware", "bitfusion-small", "--run", "runs/mine",
                         "--budget", "latency_ms=0.01"])  # fmt: skip
-    assert "4 groups of channels and 14 decisions" in said
+    assert "4 groups of channels and 14 decisions at 1x8x8" in said
+    assert "as it is: accuracy 0." in said and "normalised with mean 0.3" in said
     assert (
         "smallest, 4 bits" in said and "of 20,000 random networks meet latency_ms <= 0.01" in said
     )
@@ -154,7 +155,8 @@ def test_a_supernet_has_a_teacher(run: Shell, folder: Path) -> None:
     *_, plan, teacher = json.loads(about["fingerprint"])
     assert plan["mixed"] == 0.8 and len(teacher) == 16
     assert "of another teacher" in run([*TAUGHT, "--run", "runs/taught", "--mixed", "0.8"], 2)
-    assert "(of another plan)" in run([*words, "--mixed", "0.3"], 2)
+    assert "(of another plan: mixed 0.8, now 0.3)" in run([*words, "--mixed", "0.3"], 2)
+    assert "it was trained already" in run(words)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,7 @@ def test_a_supernet_has_a_teacher(run: Shell, folder: Path) -> None:
         (["--teacher", "torch.nn:Identity"], "teacher: gives (1, 1, 8, 8) for one image"),
         (["--teacher", "my_model:build", "--teacher-weights", "mine.pt"], "pickle"),
         (["--mixed", "2"], "mixed=2.0"),
+        (["--minutes", "1"], "--minutes and --epochs: one of them"),
     ],
 )
 def test_what_no_teacher_can_be(run: Shell, words: list[str], said: str) -> None:

@@ -89,6 +89,21 @@ def test_it_ends_as_one_that_was_not_stopped(
     assert names == ["network.json", "network.safetensors"]
 
 
+def test_a_key_that_interrupts_loses_nothing(
+    supernet: OnceForAllNet, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming.FinetuneCheckpoint, "due", False)
+
+    def interrupt(step: int, steps: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(supernet, digits, supernet.largest, tmp_path, report=interrupt, epochs=0.4)
+    _, steps = finish(supernet, digits, supernet.largest, tmp_path, epochs=0.4)
+    assert steps[0] == 4
+
+
 def test_another_network_or_other_options_begin_anew(
     supernet: OnceForAllNet, digits: ImageData, tmp_path: Path
 ) -> None:

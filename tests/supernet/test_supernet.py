@@ -123,6 +123,24 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(
     assert agree > 0.6
 
 
+def test_a_key_that_interrupts_training_loses_nothing(digits: ImageData, tmp_path: Path) -> None:
+    plan = TrainingPlan(epochs=2, batch_size=256)
+    seen: list[float] = []
+
+    def report(progress: float, phase: str, loss: float) -> None:
+        seen.append(progress)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        net = OnceForAllNet(SearchSpace.preset("digits"))
+        try:
+            train_supernet(net, digits, plan, tmp_path, device="cpu", report=report)
+        except KeyboardInterrupt:
+            assert (tmp_path / "training.safetensors").exists()
+    assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) == 6
+
+
 def test_a_checkpoint_brings_back_the_whole_state(digits: ImageData, tmp_path: Path) -> None:
     from apq_optuna.supernet.training import _Trainer
 
@@ -180,7 +198,8 @@ def test_a_run_of_other_settings_is_refused(digits: ImageData, tmp_path: Path) -
     train(0.5)
     stored = (tmp_path / "training.safetensors").read_bytes()
     with pytest.raises(
-        CheckpointError, match=r"of another run \(of another plan\); choose another folder"
+        CheckpointError,
+        match=r"of another run \(of another plan: epochs 0.5, now 0.7\); choose another folder",
     ):
         train(0.7)
     assert (tmp_path / "training.safetensors").read_bytes() == stored

@@ -16,7 +16,14 @@ from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
 from apq_optuna.networks import FLOAT_BITS, Subnet, TracedFamily, TracedSubnet
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet.modules import Slot, SubnetModule, Supernet, info_of, module_of
+from apq_optuna.supernet.modules import (
+    Slot,
+    SubnetModule,
+    Supernet,
+    check_data,
+    info_of,
+    module_of,
+)
 from apq_optuna.supernet.pretrained.copies import check_model, lay_out, own_copy
 from apq_optuna.supernet.pretrained.slicing import Slicer, importance_order
 from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model, fit_state
@@ -42,6 +49,7 @@ class PretrainedNet(Supernet):
     Raises:
         SpaceError: The space is not of a traced model.
         InvalidArgumentError: The model is not the one that the space was traced from.
+        DataError: The images are of another size, or of other classes, than the space.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class PretrainedNet(Supernet):
             self.register_buffer(f"order{g}", torch.from_numpy(first))
         self._slicer: Slicer | None = None
         if data is not None:
+            check_data(self, data)
             self.data_info = info_of(data)
 
     @property
