@@ -48,11 +48,12 @@ def trace(arguments: Any) -> None:
     set_threads(arguments)
     if arguments.run is not None and not arguments.data:
         raise InvalidArgumentError("--run needs --data: the images it is for")
-    if arguments.run is not None and (run_folder(arguments, make=False) / FILE).exists():
-        raise InvalidArgumentError(
-            f"--run {arguments.run} has a network already; choose another folder"
-        )
-    net, data = traced_net(arguments)
+    before = arguments.run is not None and (run_folder(arguments, make=False) / FILE).exists()
+    data: ImageData | None = None
+    if before:
+        net = net_of(arguments)  # or the reason why it is another
+    else:
+        net, data = traced_net(arguments)
     family = net.space.family
     assert isinstance(family, TracedFamily)
     say(_decisions_table(net.space, family))
@@ -65,7 +66,8 @@ def trace(arguments: Any) -> None:
     if arguments.run is None:
         say(f"nothing was kept; with --run DIR: {program_path()} collect --run DIR comes next")
         return
-    net.save(run_folder(arguments))
+    if not before:
+        net.save(run_folder(arguments))
     if data is not None:
         _say_accuracy(net, data)
     say(f"saved in {arguments.run}")
@@ -73,7 +75,7 @@ def trace(arguments: Any) -> None:
         f"{program_path()} collect --run {arguments.run}")  # fmt: skip
 
 
-def _say_accuracy(net: PretrainedNet, data: ImageData) -> None:
+def _say_accuracy(net: Supernet, data: ImageData) -> None:
     """Of the whole model, so that wrong weights, classes or normalisation are seen."""
     from apq_optuna.supernet import accuracy
 

@@ -100,8 +100,10 @@ def test_the_whole_job(run: Shell, folder: Path) -> None:
     assert network.about["model"] == "my_model:build"
     said = run(["ledger", "--run", "runs/mine"])
     assert "search" in said
-    said = run(["trace", *MINE, "--run", "runs/mine"], status=2)
-    assert "has a network already" in said
+    said = run(["trace", *MINE, "--hardware", "bitfusion-small", "--run", "runs/mine"])
+    assert "traced before" in said and "smallest, 4 bits" in said and "as it is" not in said
+    other = ["trace", "--model", "timm:resnet18", *MINE[2:], "--run", "runs/mine"]
+    assert "holds another network" in run(other, status=2)
 
 
 def test_a_search_traces_by_itself(run: Shell) -> None:

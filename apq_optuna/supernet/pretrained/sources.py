@@ -147,7 +147,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         first = file.read(2)
     if is_pickle(first):
-        lines = CONVERT.format(path=path, stem=path.with_suffix(""))
+        other = "-tensors" if path.suffix == ".safetensors" else ""
+        lines = CONVERT.format(path=path, stem=f"{path.with_suffix('')}{other}")
         raise CheckpointError(
             f"weights={path} is a pickle (torch.save), and nothing is unpickled here. Convert it "
             f"once, with Python:\n{lines}"
