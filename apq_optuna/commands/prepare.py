@@ -36,8 +36,8 @@ def train(arguments: Any) -> None:
     set_threads(arguments)
     if arguments.minutes is not None and arguments.epochs is not None:
         raise InvalidArgumentError("--minutes and --epochs: one of them")
-    run_folder(arguments)
     ledger_of(arguments)
+    run_folder(arguments)  # where even a training that is stopped at once is told
     there = (Path(arguments.run) / "supernet.json").exists()
     own: Any = None
     if arguments.model or there:
