@@ -38,8 +38,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[s
             replaced = read_checkpoint(path)[1]
         except CheckpointError:
             replaced = None  # damaged already: nothing to go back to
-        if replaced is not None:
-            sidecar["previous"] = replaced
+        if replaced is not None and replaced["sha256"] != sidecar["sha256"]:
+            sidecar["previous"] = replaced  # of other tensors: the same ones are described anew
     replace_file(path.with_suffix(".json"), json.dumps(sidecar, indent=1).encode())
     replace_file(path, packed)
 

@@ -14,6 +14,9 @@ from apq_optuna.quantization.finetune import PRETRAINED_RATE
 from apq_optuna.space import SearchSpace
 from apq_optuna.supernet import PretrainedNet, Supernet, load_net
 
+RACED = "cifar10-1"
+"""The supernet of the race's results; values that are kept are of it."""
+
 
 class Remembered:
     """An objective whose values are kept by genotype, so that every sampler gets the same ones.
@@ -67,10 +70,10 @@ def digits(folder: Path) -> Problem:
 
 
 def cifar10(folder: Path, images: str) -> Problem:
-    """CIFAR-10 with the packaged supernet and pairs on BitFusion, finetuned for 10 steps."""
+    """CIFAR-10 with a supernet and pairs of the package on BitFusion, finetuned for 10 steps."""
     run = folder / "cifar10"
     run.mkdir(parents=True, exist_ok=True)
-    supernet = apq.OnceForAllNet.load("cifar10")
+    supernet = apq.OnceForAllNet.load(RACED)
     options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256)
     costs = apq.hardware.bitfusion().table(supernet.space)
     problem = _network(
@@ -115,7 +118,7 @@ def _network(
     if pairs is not None:
         apq.collect_pairs(supernet, data, store, pairs)
     elif not len(store.load()):
-        store.import_npz(Path(apq.__file__).parent / "pretrained" / "cifar10" / "pairs.npz")
+        store.import_npz(Path(apq.__file__).parent / "pretrained" / RACED / "pairs.npz")
     objective = apq.Objective(supernet, data, costs, finetune=options, images=images)
     maxima = costs.compile(supernet.space).maxima
 

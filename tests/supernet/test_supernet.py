@@ -313,3 +313,14 @@ def test_half_precision_checkpoints_are_small_and_close(
     torch.testing.assert_close(
         OnceForAllNet.load(tmp_path)(IMAGES), supernet(IMAGES), rtol=0.05, atol=0.05
     )
+
+
+def test_the_same_weights_may_be_described_anew(supernet: OnceForAllNet, tmp_path: Path) -> None:
+    before = dict(supernet.data_info)
+    try:
+        for name in ("one", "two"):
+            supernet.data_info = before | {"name": name}
+            supernet.save(tmp_path)
+            assert OnceForAllNet.load(tmp_path).data_info["name"] == name
+    finally:
+        supernet.data_info = before
