@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from race_base import Values
@@ -18,7 +19,7 @@ import apq_optuna as apq
 from apq_optuna.search import hypervolume
 
 OURS = ("ours", "ours, no source")
-PROBLEMS = ("digits", "cifar10", *SYNTHETIC, *TUNING)
+PROBLEMS = ("digits", "cifar10", "own", *SYNTHETIC, *TUNING)
 MARKS = (10, 20, 50, 100)
 """Numbers of trials at which samplers are compared."""
 
@@ -51,8 +52,20 @@ class Runs:
         return float(np.median(self.asking[:, -1]) / self.trials)
 
 
+Box = tuple[np.ndarray, Values, Values]
+"""Signs of the objectives, reference and ideal."""
+
+
+def told_box(run: dict[str, Any]) -> Box | None:
+    """The box that a run says of its own problem; older runs say none."""
+    if "reference" not in run:
+        return None
+    signs = np.array([1.0 if d == "minimize" else -1.0 for d in run["directions"]])
+    return signs, tuple(run["reference"]), tuple(run["ideal"])
+
+
 @cache
-def box(problem: str) -> tuple[np.ndarray, Values, Values]:
+def box(problem: str) -> Box:
     """Signs of the objectives, reference and ideal of a problem."""
     if problem in SYNTHETIC or problem in TUNING:
         p = {**SYNTHETIC, **TUNING}[problem]()
@@ -68,13 +81,14 @@ def curve(
     values: Sequence[Sequence[float]],
     problem: str,
     constraints: Sequence[Sequence[float]] | None = None,
+    told: Box | None = None,
 ) -> np.ndarray:
     """`(trials,)` hypervolume after each trial, as a share of the box from reference to ideal.
 
     Only trials that keep all constraints (no value above 0) count. Each adds its own box less what
     the trials before it cover of that, which is quicker than all of them anew.
     """
-    signs, reference, ideal = box(problem)
+    signs, reference, ideal = told or box(problem)
     points, corner = np.array(values) * signs, np.array(reference) * signs
     whole = float(np.prod(corner - np.array(ideal) * signs))
     counts = (points < corner).all(axis=1)
@@ -92,7 +106,7 @@ def _read(files: Sequence[Path]) -> Runs:
     curves, asking, seconds = [], [], []
     for path in files:
         r = json.loads(path.read_text())
-        curves.append(curve(r["values"], r["problem"], r.get("constraints")))
+        curves.append(curve(r["values"], r["problem"], r.get("constraints"), told_box(r)))
         n = len(r["values"])
         # runs of before asking was timed: all of it, the cheap evaluations included
         even = np.arange(1, n + 1) * (r["seconds"] / n)

@@ -73,7 +73,8 @@ def run(problem: Problem, name: str, make: Callable[[int], BaseSampler], seed: i
     seconds = time.perf_counter() - started
     result = {
         "problem": problem.name, "sampler": name, "seed": seed,
-        "values": [trial.values for trial in study.trials],
+        "directions": list(problem.directions), "reference": list(problem.reference),
+        "ideal": list(problem.ideal), "values": [trial.values for trial in study.trials],
         "seconds": round(seconds, 2), "evaluating": round(spent, 2), "asking": asking,
     }  # fmt: skip
     if problem.constraints:
