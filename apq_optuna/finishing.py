@@ -27,8 +27,8 @@ from apq_optuna.quantization import (
 from apq_optuna.quantization.finetune import PRETRAINED_RATE, DivergedError
 from apq_optuna.quantization.resuming import FinetuneCheckpoint
 from apq_optuna.supernet import PretrainedNet, SubnetModule, Supernet, accuracy
+from apq_optuna.supernet.devices import resolve_device
 from apq_optuna.supernet.modules import check_data
-from apq_optuna.supernet.training import resolve_device
 
 FULL_FINETUNE = FinetuneOptions(
     batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0

@@ -35,8 +35,8 @@ from apq_optuna.quantization import (
     quantized_network,
 )
 from apq_optuna.supernet import SubnetModule, Supernet, accuracy
+from apq_optuna.supernet.devices import resolve_device
 from apq_optuna.supernet.modules import check_data
-from apq_optuna.supernet.training import resolve_device
 
 UNIFORM_BITS = (8, 6, 4)
 

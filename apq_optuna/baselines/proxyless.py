@@ -47,8 +47,8 @@ from apq_optuna.errors import (
 from apq_optuna.hardware import CostTable
 from apq_optuna.networks import Subnet
 from apq_optuna.supernet import OnceForAllNet
+from apq_optuna.supernet.devices import resolve_device
 from apq_optuna.supernet.modules import Supernet, check_data
-from apq_optuna.supernet.training import resolve_device
 
 BETAS = (0.0, 0.999)
 """Of Adam; without momentum a candidate moves only in steps that sampled or priced it."""

@@ -160,7 +160,7 @@ def ledger_of(arguments: Any) -> Ledger:
 
 def computing(arguments: Any) -> str:
     """The name of the GPU that `--device` means, for the ledger; empty for the processor."""
-    from apq_optuna.supernet.training import resolve_device
+    from apq_optuna.supernet.devices import resolve_device
 
     device = resolve_device(arguments.device)
     if not device.startswith("cuda"):

@@ -126,6 +126,7 @@ def teacher_of(arguments: Any, space: SearchSpace, data: ImageData) -> nn.Module
     import numpy as np
 
     from apq_optuna.supernet import accuracy
+    from apq_optuna.supernet.devices import resolve_device
     from apq_optuna.supernet.pretrained.sources import (
         LIBRARIES,
         build_model,
@@ -134,7 +135,6 @@ def teacher_of(arguments: Any, space: SearchSpace, data: ImageData) -> nn.Module
         read_weights,
     )
     from apq_optuna.supernet.teaching import Renormalised, check_teacher
-    from apq_optuna.supernet.training import resolve_device
 
     name, file = getattr(arguments, "teacher", None), getattr(arguments, "teacher_weights", None)
     if not name:

@@ -157,7 +157,7 @@ def collect_pairs_of(
     images: int | None, workers: int,
 ) -> None:  # fmt: skip
     from apq_optuna.collect import collect_pairs
-    from apq_optuna.supernet.training import resolve_device
+    from apq_optuna.supernet.devices import resolve_device
 
     supernet.to(resolve_device(arguments.device))
     with _collecting(arguments, "pairs", pairs, workers) as told:
@@ -179,7 +179,7 @@ def collect_pairs_of(
 
 def _collect_quantized(arguments: Any, supernet: Supernet, data: ImageData, store: Any) -> None:
     from apq_optuna.collect import collect_quantized_pairs
-    from apq_optuna.supernet.training import resolve_device
+    from apq_optuna.supernet.devices import resolve_device
 
     supernet.to(resolve_device(arguments.device))
     with _collecting(arguments, "quantized pairs", arguments.quantized, arguments.workers) as told:

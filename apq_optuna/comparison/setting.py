@@ -28,7 +28,7 @@ from apq_optuna.objective import Objective
 from apq_optuna.pairs import PairStore
 from apq_optuna.quantization import FinetuneOptions, fold_network, fp32_network
 from apq_optuna.supernet import OnceForAllNet, TrainingPlan, accuracy
-from apq_optuna.supernet.training import resolve_device
+from apq_optuna.supernet.devices import resolve_device
 
 Tell = Callable[[str], None]
 

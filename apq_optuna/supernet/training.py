@@ -37,6 +37,7 @@ from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, mixed_images, mixed_labels, usual_augment
 from apq_optuna.errors import CheckpointError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet, Subnet
+from apq_optuna.supernet.devices import resolve_device, resolve_precision
 from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import Supernet, check_data, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
@@ -52,28 +53,6 @@ Net = TypeVar("Net", bound=Supernet)
 
 LOSS_EVERY = 20
 """Steps between two looks at the loss on a GPU, each of which waits for it."""
-
-
-def resolve_device(device: str) -> str:
-    """`auto` as `cuda` where there is one, else `cpu`; anything else as it is."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidArgumentError(f"device={device!r} cannot be used: {reason}") from error
-    return device
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """`auto` as `bfloat16` on a GPU that computes in it, else `float32`."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise InvalidArgumentError(f"precision={precision!r}: choose auto, float32 or bfloat16")
-    if precision != "auto":
-        return precision
-    able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if able else "float32"
 
 
 def train_supernet(
@@ -126,19 +105,23 @@ def train_supernet(
     device = resolve_device(device)
     half = resolve_precision(precision, device) == "bfloat16"
     kept = replace(data, train=data.train.on(device)) if device != "cpu" else data
-    trainer = _Trainer(net.to(device), kept, plan, Path(path), device, half, seed, teacher)
-    trainer.resume()
-    with progress_bar(
-        100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
+    net.prepare_training(device)
+    try:
+        trainer = _Trainer(net.to(device), kept, plan, Path(path), device, half, seed, teacher)
+        trainer.resume()
+        with progress_bar(
+            100, "train", show=progress, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        ) as bar:
 
-        def told(done: float, phase: str, loss: float) -> None:
-            bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
-            bar.update(100 * done - bar.n)
-            if report is not None:
-                report(done, phase, loss)
+            def told(done: float, phase: str, loss: float) -> None:
+                bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
+                bar.update(100 * done - bar.n)
+                if report is not None:
+                    report(done, phase, loss)
 
-        trainer.run(told)
+            trainer.run(told)
+    finally:
+        net.prepare_training("cpu")
     net.to("cpu").eval()
     net.data_info = info_of(data)
     net.save(path)

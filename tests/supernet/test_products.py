@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import apq_optuna as apq
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.supernet import elastic, network, products
+from apq_optuna.supernet.devices import resolve_precision
 from apq_optuna.supernet.products import batch_norm, convolved_as_products
-from apq_optuna.supernet.training import resolve_precision
 
 CASES = [
     (8, 32, 3, 1, 8), (16, 32, 7, 2, 16), (24, 16, 5, 2, 24), (24, 8, 7, 1, 24), (16, 4, 7, 1, 16),

@@ -168,6 +168,30 @@ def test_training_raises_the_smaller_networks(digits: ImageData, tmp_path: Path)
     assert [first.tolist() for first in again.slicer.order] == order  # what is nested stays so
 
 
+def test_training_with_zeros_is_training_what_is_cut_out(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = trained_like(Residual(in_channels=1))
+    space = apq.trace(model, (1, 8, 8))
+    plan = apq.TrainingPlan(epochs=0.5, batch_size=64, learning_rate=0.02)
+    usual = apq.PretrainedNet.prepare_training
+    weights, masked = [], []
+    for device in ("cpu", "cuda"):
+
+        def prepare(self: apq.PretrainedNet, given: str, device: str = device) -> None:
+            usual(self, device)  # as on a GPU, which computes what this machine does
+            masked.append(self.masked)
+
+        monkeypatch.setattr(apq.PretrainedNet, "prepare_training", prepare)
+        net = apq.PretrainedNet(model, space, data=digits)
+        apq.train_supernet(net, digits, plan, tmp_path / device, device="cpu")
+        weights.append(net.state_dict())
+    assert masked == [False, False, True, True]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-4), name
+
+
 def test_the_whole_job(digits: ImageData, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = trained_like(Residual(in_channels=1))

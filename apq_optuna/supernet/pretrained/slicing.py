@@ -2,13 +2,14 @@
 
 Notation:
     C, c    channels of a group, and how many of them are kept
-    keep    `(size,) int64`, ascending: the channels kept along one dimension of a weight
+    keep    along one dimension of a weight, either `(c,) int64`, ascending: the channels that are
+            cut out of it; or `(C,) float32`, ones and zeros: what it is multiplied with, whole
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,24 +66,47 @@ class Slicer:
                 groups.append(g)
         return found
 
-    def keep(self, channels: tuple[int, ...]) -> dict[tuple[str, str], Tensor]:
-        """By (path, side): the channels kept, where some are left out."""
-        family = self.family
+    def _kept(self, channels: tuple[int, ...]) -> np.ndarray:
+        """By place: whether a channel is kept."""
         kept = np.ones(int(self._starts[-1]) + 1, bool)
         for g, count in enumerate(channels):
             kept[self._starts[g] : self._starts[g + 1]] = self._rank[g] < count
-        found = {}
+        return kept
+
+    def _pruned(
+        self, channels: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[str, str], np.ndarray, tuple[int, ...]]]:
+        """(path, side), its places and its groups' counts, where channels are left out."""
         for key, (places, groups) in self._places.items():
             chosen = tuple(channels[g] for g in groups)
-            if all(c == family.groups[g].channels for c, g in zip(chosen, groups, strict=True)):
-                continue
+            whole = (self.family.groups[g].channels for g in groups)
+            if any(c != size for c, size in zip(chosen, whole, strict=True)):
+                yield key, places, chosen
+
+    def keep(self, channels: tuple[int, ...]) -> dict[tuple[str, str], Tensor]:
+        """By (path, side): the channels kept, where some are left out."""
+        kept = self._kept(channels)
+        found = {}
+        for key, places, chosen in self._pruned(channels):
             table = self._tables.get((key, chosen))
             if table is None:
                 table = torch.from_numpy(np.flatnonzero(kept[places]))
-                if len(groups) == 1:  # of several there are too many choices to keep them all
+                if len(chosen) == 1:  # of several there are too many choices to keep them all
                     self._tables[key, chosen] = table
             found[key] = table
         return found
+
+    def masks(
+        self, channels: tuple[int, ...], device: torch.device | str
+    ) -> dict[tuple[str, str], Tensor]:
+        """As `keep`, but ones for the channels kept and zeros for the others, on a device."""
+        kept = self._kept(channels)
+        pruned = [(key, kept[places]) for key, places, _ in self._pruned(channels)]
+        if not pruned:
+            return {}
+        values = torch.from_numpy(np.concatenate([value for _, value in pruned])).float()
+        each = values.to(device).split([len(value) for _, value in pruned])  # one copy for all
+        return {key: value for (key, _), value in zip(pruned, each, strict=True)}
 
     def tensors(
         self, keep: Mapping[tuple[str, str], Tensor], values: Mapping[str, Tensor]
@@ -90,7 +114,7 @@ class Slicer:
         """Parameters and buffers of a network, differentiable in those of the model.
 
         Args:
-            keep: From `keep`.
+            keep: From `keep`; or from `masks`, for tensors of whole size with zeros.
             values: The model's parameters and buffers by name.
 
         Returns:
@@ -102,8 +126,7 @@ class Slicer:
             if module is None:
                 for (name, side), index in keep.items():
                     if name == path:
-                        value = found.get(path, values[path])
-                        found[path] = value.index_select(int(side[3:]), index.to(value.device))
+                        found[path] = _take(found.get(path, values[path]), int(side[3:]), index)
                 continue
             inputs, outputs, both = (keep.get((path, side)) for side in ("in", "out", "both"))
             prefix = f"{path}." if path else ""
@@ -232,12 +255,24 @@ def _sliced(
 
 
 def _take(value: Tensor, dim: int, keep: Keep) -> Tensor:
-    return value if keep is None else value.index_select(dim, keep.to(value.device))
+    if keep is None:
+        return value
+    if keep.is_floating_point():
+        sizes = [1] * value.ndim
+        sizes[dim] = len(keep)
+        return value * keep.view(sizes).to(value.dtype)
+    return value.index_select(dim, keep.to(value.device))
 
 
 def _of_groups(weight: Tensor, groups: int, inputs: Keep, outputs: Keep) -> Tensor:
     """`(out, in / groups, kh, kw)` of a grouped convolution: each group keeps its own."""
     out, per = weight.shape[0], weight.shape[1]
+    if any(keep is not None and keep.is_floating_point() for keep in (inputs, outputs)):
+        weight = _take(weight, 0, outputs)
+        if inputs is None:
+            return weight
+        mask = inputs.view(groups, 1, per).expand(groups, out // groups, per).reshape(out, per)
+        return weight * mask[(...,) + (None,) * (weight.ndim - 2)]
     rows = torch.arange(out) if outputs is None else outputs
     cols = torch.arange(per * groups) if inputs is None else inputs
     if len(rows) % groups or len(cols) % groups:
