@@ -1,10 +1,14 @@
 """Trains the CIFAR-10 supernet of the package: first a teacher, then every network it teaches.
 
-python studies/cifar10_supernet.py --data folder:PATH --run runs/cifar10 --minutes 9
+python studies/cifar10_supernet.py --data folder:PATH --run runs/first --minutes 9
+python studies/cifar10_supernet.py --data folder:PATH --run runs/cifar10 --start runs/first
 
 The teacher is a residual network of 6.6 million parameters, 13 times as many as the supernet has;
 it takes a minute and a half on a GPU. All networks of the supernet learn what it says of mixed
-images. A stopped supernet goes on where it was. Weights learn from training images alone.
+images. A supernet that is there is trained for longer with `--start`: all choices are open from
+the first step on, the rate rises and falls once more, every image is mixed, weights decay twice as
+fast, and the teacher says the mean of an image and its mirror image. A stopped training goes on
+where it was. Weights learn from training images alone.
 """
 
 from __future__ import annotations
@@ -47,6 +51,19 @@ def teacher(classes: int = 10) -> nn.Module:
         convolved(128, 256, pool=True), convolved(256, 512, pool=True), Residual(512),
         nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(512, classes),
     )  # fmt: skip
+
+
+class Mirrored(nn.Module):
+    """The mean of what a network says of images and of their mirror images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        said: Tensor = (self.net(images) + self.net(images.flip(3))) / 2
+        return said
 
 
 def train_teacher(
@@ -92,28 +109,40 @@ if __name__ == "__main__":
     )
     parser.add_argument("--data", required=True, help="folder:PATH of train/CLASS/, test/CLASS/")
     parser.add_argument("--run", required=True, type=Path, help="folder of supernet and teacher")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of the supernet's training")
+    parser.add_argument("--start", help="RUN or pretrained:NAME: a supernet to train for longer")
     parser.add_argument("--teacher-epochs", type=int, default=110)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--rate", type=float, default=0.6)
-    parser.add_argument("--decay", type=float, default=2e-4)
-    parser.add_argument("--mixed", type=float, default=0.8, help="share of mixed images")
+    how = {"minutes": (9.0, 11.8), "rate": (0.6, 0.5), "decay": (2e-4, 4e-4), "mixed": (0.8, 1.0)}
+    for name, (first, longer) in how.items():
+        text = f"default: {first:g}, with --start {longer:g}"
+        parser.add_argument(f"--{name}", type=float, help=text)
     arguments = parser.parse_args()
+    for name, defaults in how.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, defaults[bool(arguments.start)])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = apq.load_data(arguments.data)
     torch.manual_seed(0)
     learned = teacher(data.num_classes)
     file = arguments.run / "teacher.safetensors"
+    earlier = Path(arguments.start or "") / "teacher.safetensors"
+    if not file.exists() and arguments.start and earlier.exists():
+        file = earlier
     if file.exists():
         print(f"teacher: the one in {file}")
     else:
         train_teacher(learned, data, file, arguments.teacher_epochs, device)
     learned.load_state_dict(load_file(file))
-    torch.manual_seed(0)
-    net = apq.OnceForAllNet(apq.SearchSpace.preset("cifar10"))
+    shares = (0.15, 0.05, 0.1, 0.7)
+    if arguments.start:
+        net = apq.OnceForAllNet.load(arguments.start.removeprefix("pretrained:"))
+        shares = (0.0, 0.0, 0.0, 1.0)
+        learned = Mirrored(learned.to(memory_format=torch.channels_last))
+    else:
+        torch.manual_seed(0)
+        net = apq.OnceForAllNet(apq.SearchSpace.preset("cifar10"))
     plan = apq.TrainingPlan(
         minutes=arguments.minutes, batch_size=arguments.batch, learning_rate=arguments.rate,
-        weight_decay=arguments.decay, random_subnets=2, shares=(0.15, 0.05, 0.1, 0.7),
-        mixed=arguments.mixed,
+        weight_decay=arguments.decay, random_subnets=2, shares=shares, mixed=arguments.mixed,
     )  # fmt: skip
     apq.train_supernet(net, data, plan, arguments.run, teacher=learned, progress=True)

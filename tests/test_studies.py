@@ -54,8 +54,12 @@ def test_the_packages_supernet_and_its_teacher(tmp_path: Path) -> None:
     assert "teacher: search-validation accuracy 0." in out
     out = run(tmp_path, "cifar10_supernet.py", *options)  # all of it is there
     assert "teacher: the one in r/teacher.safetensors" in out and "epoch" not in out
-    net = apq.OnceForAllNet.load(tmp_path / "r")
-    assert net.data_info["class_names"] == list("abcdefghij")
+    longer = ("--data", "folder:images", "--run", "s", "--minutes", "0.02", "--start", "r")
+    out = run(tmp_path, "cifar10_supernet.py", *longer)
+    assert "teacher: the one in r/teacher.safetensors" in out and "epoch" not in out
+    nets = [apq.OnceForAllNet.load(tmp_path / name) for name in "rs"]
+    assert nets[1].data_info["class_names"] == list("abcdefghij")
+    assert nets[0].weights_hash != nets[1].weights_hash
 
 
 def test_the_papers_table(tmp_path: Path) -> None:
