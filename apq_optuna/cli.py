@@ -141,15 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--run", type=Path, required=True, help="folder for the supernet and the study"
     )
-    train.add_argument(
-        "--epochs", type=float, help="passes over the images (default 20; of a traced model 5)"
-    )
-    train.add_argument("--minutes", type=float, help="training time, instead of --epochs")
-    train.add_argument("--batch-size", type=int, default=128, help="images a step")
-    train.add_argument("--learning-rate", type=float,
-                       help="peak rate of SGD (default 0.08; 0.01 of a traced model)")  # fmt: skip
-    train.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
-                       help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
+    options.training(train)
     options.teacher(train)
     options.common(train)
 

@@ -160,4 +160,7 @@ def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | N
     if teacher:
         say("note: the supernet had a teacher and mixed images, MobileNetV2 has labels")
         plan = plan | {"mixed": 0.0}
+    if not plan["shares"][0]:
+        say("note: the supernet went on from another one (train --start): MobileNetV2 is trained "
+            "as long as its last part; see --mobilenet-epochs")  # fmt: skip
     return TrainingPlan(**plan | {"shares": tuple(plan["shares"])})

@@ -111,6 +111,21 @@ def augment(parser: argparse.ArgumentParser) -> None:
                         "digits and shift+flip for all others)")  # fmt: skip
 
 
+def training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--start", metavar="RUN",
+                        help="train the supernet of another run, or pretrained:NAME, for longer: "
+                        "from its weights, all choices open from the first step on")  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=float, help="passes over the images (default 20; of a traced model 5)"
+    )
+    parser.add_argument("--minutes", type=float, help="training time, instead of --epochs")
+    parser.add_argument("--batch-size", type=int, default=128, help="images a step")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE",
+                        help="peak, of SGD (default 0.08; 0.01 of a traced model)")  # fmt: skip
+    parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"),
+                        help="of activations (default: bfloat16 on a GPU)")  # fmt: skip
+
+
 def teacher(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a teacher, whose answers all networks learn")
     group.add_argument("--teacher", metavar="NAME",

@@ -40,9 +40,14 @@ def train(arguments: Any) -> None:
     run_folder(arguments)  # where even a training that is stopped at once is told
     there = (Path(arguments.run) / "supernet.json").exists()
     own: Any = None
-    if arguments.model or there:
+    if arguments.start:
+        own = _earlier(arguments, there)
+    elif arguments.model or there:
         own = net_of(arguments) if arguments.model else load_net(arguments.run, trusted=True)
     traced = isinstance(own, PretrainedNet)
+    shares = TrainingPlan.shares
+    if arguments.start and not traced:
+        shares = (0.0, 0.0, 0.0, 1.0)  # it has been through the phases
     plan = TrainingPlan(
         epochs=(5.0 if traced else 20.0) if arguments.epochs is None else arguments.epochs,
         minutes=arguments.minutes,
@@ -53,8 +58,12 @@ def train(arguments: Any) -> None:
         mixed=(TAUGHT_MIXED if arguments.teacher else 0.0)
         if arguments.mixed is None
         else arguments.mixed,
+        shares=shares,
     )
-    if traced:
+    if arguments.start:
+        say(f"training the supernet of {arguments.start} for longer, into {arguments.run}")
+        train_at(arguments, own, supernet_images(arguments, own), plan)
+    elif traced:
         data = supernet_images(arguments, own)
         begun = "" if arguments.model else f", from its weights in {arguments.run}"
         say(f"finetuning {own.space.networks.name} with all its smaller networks{begun}")
@@ -63,6 +72,22 @@ def train(arguments: Any) -> None:
         data = load_images(arguments)
         train_supernet_at(arguments, data, arguments.preset, plan)
     say(f"next: {program_path()} collect --run {arguments.run}")
+
+
+def _earlier(arguments: Any, there: bool) -> Supernet:
+    """The supernet of `--start`, which goes into another folder."""
+    from apq_optuna.supernet import load_net
+
+    if arguments.model:
+        raise InvalidArgumentError("--start and --model: one of them")
+    name = arguments.start.removeprefix("pretrained:")
+    if Path(name).resolve() == Path(arguments.run).resolve():
+        raise InvalidArgumentError(
+            f"--start {arguments.start}: its studies keep it as it is; give another --run"
+        )
+    if there and not (Path(arguments.run) / "training.safetensors").exists():
+        raise InvalidArgumentError(f"{arguments.run} holds another network; give another --run")
+    return load_net(name, trusted=True)
 
 
 def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -> OnceForAllNet:
