@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apq_optuna import commands
+from apq_optuna._text import as_option
 from apq_optuna.commands import options
 from apq_optuna.errors import ApqError
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = arguments.run_command(arguments)
         return int(status or 0)
     except ApqError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_option(str(error), vars(arguments))}", file=sys.stderr)
         return 2
     except UnboundLocalError as error:
         from apq_optuna.storage import lost_storage

@@ -211,11 +211,11 @@ def test_the_cpu_as_hardware_is_measured_once_a_run(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["train", "--data", "mnist", "--run", "r"], "error: data='mnist' is unknown; use"),
+        (["train", "--data", "mnist", "--run", "r"], "error: --data mnist is unknown; use"),
         (["train", "--run", "r"], "error: --data is needed"),
         (
             ["train", "--data", "digits", "--preset", "big", "--run", "r"],
-            "preset='big' is unknown",
+            "--preset big is unknown",
         ),
         (["collect", "--run", "nothing"], "supernet.safetensors does not exist"),
         (["search", "--run", "RUN", "--hardware", "tpu"], "device='tpu' is unknown; choose from"),
@@ -224,8 +224,8 @@ def test_the_cpu_as_hardware_is_measured_once_a_run(
         (["search", "--run", "RUN", "--budget", "latency_ms=1e-9"], "the cheapest configuration"),
         (["search", "--run", "RUN", "--storage", "apq.db"], "is not a database URL"),
         (["search", "--run", "RUN", "--source-study", "none"], "--source-study 'none' is not in"),
-        (["search", "--run", "RUN", "--device", "nochip"], "device='nochip' cannot be used"),
-        (["search", "--run", "RUN", "--images", "0"], "images=0: at least 1"),
+        (["search", "--run", "RUN", "--device", "nochip"], "--device nochip cannot be used"),
+        (["search", "--run", "RUN", "--images", "0"], "--images 0: at least 1"),
         (["collect", "--run", "RUN", "--images", "0"], "images=0, calibration_images=512"),
         (["report", "--run", "nowhere"], "--run nowhere has no study yet: there is no apq.db"),
         (["hardware", "price", "--model", "nonet"], "--model 'nonet'"),

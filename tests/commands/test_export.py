@@ -122,7 +122,7 @@ def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "give a table of it" in refused("--run", str(run), "--hardware", "bitfusion")
     assert "none.json" in refused("--run", str(run), "--hardware", "none.json")
     assert "is a folder" in refused("--run", str(run), "--out", str(run), "--overwrite")
-    assert "opset=3: from 18" in refused("--run", str(run), "--opset", "3", "--images", "20")
+    assert "--opset 3: from 18" in refused("--run", str(run), "--opset", "3", "--images", "20")
 
 
 def test_each_trial_is_run_as_it_would_be_exported(run: Path) -> None:

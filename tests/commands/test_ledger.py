@@ -171,7 +171,7 @@ def test_bad_watts_are_told_before_any_work(
     before = sorted(Path().rglob("*"))
     assert main([*command, "--watts", "-1"]) == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: watts=-1.0: must be positive\n"
+    assert captured.err == "error: --watts -1.0: must be positive\n"
     assert captured.out == ""
     assert sorted(Path().rglob("*")) == before
 

@@ -168,7 +168,7 @@ def test_a_supernet_has_a_teacher(run: Shell, folder: Path) -> None:
         (["--teacher", "torchvision:resnet18"], "needs --teacher-weights"),
         (["--teacher", "torch.nn:Identity"], "teacher: gives (1, 1, 8, 8) for one image"),
         (["--teacher", "my_model:build", "--teacher-weights", "mine.pt"], "pickle"),
-        (["--mixed", "2"], "mixed=2.0"),
+        (["--mixed", "2"], "--mixed 2.0: "),
         (["--minutes", "1"], "--minutes and --epochs: one of them"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import apq_optuna as apq
+from apq_optuna._text import as_option
 from apq_optuna.cli import main
 from tests.tracing.helpers import Residual
 
@@ -75,3 +76,28 @@ def test_a_model_of_ones_own_is_trained_for_longer(
     assert main(["train", "--start", "own", "--run", "longer", "--epochs", "0.2"]) == 0
     assert "saved in longer" in capsys.readouterr().out
     assert main(["collect", "--run", "longer", "--pairs", "3", "--images", "50"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "1"], "error: --batch-size 1: at least 2"),
+        (["--epochs", "0"], "error: --epochs 0.0: must be positive"),
+        (["--model", "torchvision:nothing"], "error: --model torchvision:nothing: "),
+    ],
+)
+def test_messages_name_the_option(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*DIGITS, "--run", str(tmp_path / "run"), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_messages_are_left_as_they_are() -> None:
+    given = {"epochs": 0, "batch_size": 4, "device": "auto"}
+    assert as_option("epochs=0 is few", given) == "--epochs 0 is few"
+    for message in (
+        "batch_size=4", "batch_size=5: no", "other=2: no", "2 epochs=0: no",
+        "epochs=0, batch_size=4: no", "device='tpu' is unknown", "other=None: no",
+    ):  # fmt: skip
+        assert as_option(message, given) == message
