@@ -23,7 +23,7 @@ arguments = parser.parse_args()
 
 describe()
 data = apq.load_data(arguments.data)
-supernet = apq.OnceForAllNet.load(arguments.run.removeprefix("pretrained:"))
+supernet = apq.OnceForAllNet.load(arguments.run)
 space = supernet.space
 
 

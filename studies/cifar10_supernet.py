@@ -120,6 +120,8 @@ if __name__ == "__main__":
     for name, defaults in how.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, defaults[bool(arguments.start)])
+    if Path(arguments.start or "").resolve() == arguments.run.resolve():
+        parser.error("--start and --run are the same folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = apq.load_data(arguments.data)
     torch.manual_seed(0)
@@ -135,7 +137,7 @@ if __name__ == "__main__":
     learned.load_state_dict(load_file(file))
     shares = (0.15, 0.05, 0.1, 0.7)
     if arguments.start:
-        net = apq.OnceForAllNet.load(arguments.start.removeprefix("pretrained:"))
+        net = apq.OnceForAllNet.load(arguments.start)
         shares = (0.0, 0.0, 0.0, 1.0)
         learned = Mirrored(learned.to(memory_format=torch.channels_last))
     else:
@@ -144,5 +146,6 @@ if __name__ == "__main__":
     plan = apq.TrainingPlan(
         minutes=arguments.minutes, batch_size=arguments.batch, learning_rate=arguments.rate,
         weight_decay=arguments.decay, random_subnets=2, shares=shares, mixed=arguments.mixed,
+        start=net.weights_hash if arguments.start else "",
     )  # fmt: skip
     apq.train_supernet(net, data, plan, arguments.run, teacher=learned, progress=True)

@@ -97,11 +97,11 @@ def load_supernet(arguments: Any) -> Supernet:
     kind, _, name = str(arguments.run).rpartition(":")
     if kind != "pretrained":
         return load_net(str(arguments.run), trusted=True)
-    net = OnceForAllNet.load(name)
+    net = OnceForAllNet.load(f"pretrained:{name}")
     begun_with = _supernet_of_study(arguments)
     if begun_with not in (None, net.weights_hash):
         for former in _former(name):
-            if (other := OnceForAllNet.load(former)).weights_hash == begun_with:
+            if (other := OnceForAllNet.load(f"pretrained:{former}")).weights_hash == begun_with:
                 say(f"study {arguments.study!r} was begun with {former}: going on with it")
                 arguments.pretrained = former
                 return other

@@ -163,4 +163,4 @@ def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | N
     if not plan["shares"][0]:
         say("note: the supernet went on from another one (train --start): MobileNetV2 is trained "
             "as long as its last part; see --mobilenet-epochs")  # fmt: skip
-    return TrainingPlan(**plan | {"shares": tuple(plan["shares"])})
+    return TrainingPlan(**plan | {"shares": tuple(plan["shares"]), "start": ""})

@@ -269,7 +269,7 @@ def _space_and_net(arguments: Any) -> tuple[SearchSpace, Supernet | None]:
         return SearchSpace.preset(arguments.preset), None
     from apq_optuna.supernet import load_net
 
-    net = load_net(str(arguments.run).removeprefix("pretrained:"), trusted=True)
+    net = load_net(str(arguments.run), trusted=True)
     return net.space, net
 
 

@@ -59,6 +59,7 @@ def train(arguments: Any) -> None:
         if arguments.mixed is None
         else arguments.mixed,
         shares=shares,
+        start=own.weights_hash if arguments.start else "",
     )
     if arguments.start:
         say(f"training the supernet of {arguments.start} for longer, into {arguments.run}")
@@ -80,14 +81,13 @@ def _earlier(arguments: Any, there: bool) -> Supernet:
 
     if arguments.model:
         raise InvalidArgumentError("--start and --model: one of them")
-    name = arguments.start.removeprefix("pretrained:")
-    if Path(name).resolve() == Path(arguments.run).resolve():
+    if Path(arguments.start).resolve() == Path(arguments.run).resolve():
         raise InvalidArgumentError(
             f"--start {arguments.start}: its studies keep it as it is; give another --run"
         )
     if there and not (Path(arguments.run) / "training.safetensors").exists():
         raise InvalidArgumentError(f"{arguments.run} holds another network; give another --run")
-    return load_net(name, trusted=True)
+    return load_net(arguments.start, trusted=True)
 
 
 def train_supernet_at(arguments: Any, data: ImageData, preset: str, plan: Any) -> OnceForAllNet:

@@ -55,6 +55,9 @@ def load_net(path: str | Path, *, trusted: bool = False) -> OnceForAllNet | Pret
 
 
 def _folder(path: str | Path) -> Path:
+    kind, _, name = str(path).rpartition(":")
+    if kind == "pretrained":  # whatever else is called so here
+        return PRETRAINED / name
     folder = Path(path)
     if not folder.exists() and (PRETRAINED / str(path)).is_dir():
         return PRETRAINED / str(path)

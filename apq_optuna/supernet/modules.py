@@ -53,10 +53,7 @@ class Supernet(nn.Module, ABC):
         raise SpaceError(f"a {type(self).__name__} does not say how it is saved")
 
     def prepare_training(self, device: str) -> None:
-        """Told before training, still on the CPU, where it is about to be trained.
-
-        And afterwards that it is on the CPU again.
-        """
+        """Told before it is trained where that will be, and "cpu" once it is over."""
 
     @property
     def device(self) -> str:

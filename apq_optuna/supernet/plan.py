@@ -31,6 +31,8 @@ class TrainingPlan:
             `apq_optuna.data.mixed_images`). Much of it is for long training, with a teacher above
             all.
         checkpoint_seconds: Time between checkpoints.
+        start: `weights_hash` of a trained supernet that is trained for longer, so that a stopped
+            training does not go on as that of another.
     """
 
     epochs: float = 20.0
@@ -44,6 +46,7 @@ class TrainingPlan:
     label_smoothing: float = 0.05
     checkpoint_seconds: float = 60.0
     mixed: float = 0.0
+    start: str = ""
 
     def __post_init__(self) -> None:
         if self.minutes is None and self.epochs <= 0:
@@ -57,11 +60,9 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Its settings in JSON types; as before there were mixed images where none are."""
-        found = asdict(self)
-        if not self.mixed:
-            del found["mixed"]
-        return found
+        """Its settings in JSON types; without those that came later where they say nothing."""
+        later = ("mixed", "start")
+        return {k: v for k, v in asdict(self).items() if v or k not in later}
 
     def phase(self, progress: float) -> str:
         """Name of the phase at a progress in [0, 1]."""

@@ -44,6 +44,10 @@ def test_a_supernet_is_trained_for_longer(
     assert np.corrcoef(*flat)[0, 1] > 0.9  # from its weights, and not from others
     assert main(longer) == 0
     assert "it was trained already" in capsys.readouterr().out
+    third = ["--run", str(tmp_path / "third"), "--epochs", "0.05"]
+    assert main(["train", "--start", str(tmp_path), *third]) == 0
+    assert main(["train", "--start", str(first), *third]) == 2
+    assert f"plan: start {new.weights_hash}, now {old.weights_hash}" in capsys.readouterr().err
 
 
 def test_what_start_refuses(
@@ -59,6 +63,8 @@ def test_what_start_refuses(
             (tmp_path / "copy" / name).write_bytes((first / name).read_bytes())
         assert main(["train", "--start", str(first), *options]) == 2
         assert reason in capsys.readouterr().err
+    assert main(["train", "--start", "pretrained:none", "--run", str(tmp_path / "x")]) == 2
+    assert "none" in capsys.readouterr().err
     assert main(["train", "--start", "nowhere", "--run", str(tmp_path / "x")]) == 2
     assert "nowhere" in capsys.readouterr().err
 

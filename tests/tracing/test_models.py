@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-import apq_optuna as apq
 from apq_optuna.networks import TracedFamily
 from apq_optuna.supernet.pretrained.sources import build_model
 
-from .helpers import channels, check, family_of, trained_like
+from .helpers import channels, check, family_of
 
 TORCHVISION = {
     "resnet18": 12, "resnet50": 37, "mobilenet_v2": 25, "mobilenet_v3_large": 30,
@@ -30,33 +28,6 @@ def test_torchvision(name: str) -> None:
     space = check(build_model(f"torchvision:{name}", 10), (3, side, side), random=1)
     assert len(channels(space)) == TORCHVISION[name]
     explained(family_of(space))
-
-
-@pytest.mark.parametrize(
-    ("name", "suffice"),
-    [
-        ("resnet18", True), ("efficientnet_b0", True), ("densenet121", True),
-        ("resnext50_32x4d", True), ("convnext_tiny", False),
-    ],
-)  # fmt: skip
-def test_zeros_compute_what_is_cut_out_or_are_not_used(name: str, suffice: bool) -> None:
-    torch.manual_seed(0)
-    model = trained_like(build_model(f"torchvision:{name}", 10))
-    net = apq.PretrainedNet(model, apq.trace(model, (3, 64, 64)))
-    space, before = net.space, net.weights_hash
-    net.prepare_training("cuda:0")
-    assert net.masked is suffice  # LayerNorm takes statistics over channels
-    assert net.weights_hash == before
-    if not suffice:
-        return
-    subnet = space.decode(space.sample(1, np.random.default_rng(3))[0])
-    image = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        zeros = net(image, subnet)  # evaluating: with the model's own statistics
-        assert torch.allclose(zeros, net.subnet(subnet)(image), rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(zeros, net(image), rtol=1e-2, atol=1e-2)
-    net.prepare_training("cpu")
-    assert not net.masked
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -127,43 +127,52 @@ class PretrainedNet(Supernet):
         On a GPU smaller networks are trained as the whole model with zeros in their weights: there
         a convolution of a shape that it has not met costs tens of milliseconds to plan (a random
         EfficientNet-Lite0 2 to 7 s on an H100), the whole model 34 ms. Where that does not compute
-        what the smaller network does (a norm over all channels, say), they are cut out after all.
+        and learn what the smaller network does (a norm over all channels, say), they are cut out.
         """
         self.masked = device.startswith("cuda") and self._zeros_suffice()
 
-    @torch.no_grad()
     def _zeros_suffice(self) -> bool:
-        """Whether a network of zeros computes what the same one cut out does, on the CPU.
+        """Whether a network of zeros computes and learns what the same one cut out does.
 
-        Statistics are those of a batch, as in training; those of the model are put back.
+        Tried in float64, in which rounding tells nothing, on a copy, whose weights are moved a
+        little: those that begin at zero would hide what is behind them.
         """
+        try:
+            net = copy.deepcopy(self).to("cpu").double()
+            net._slicer = None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                with torch.no_grad():
+                    for parameter in net.parameters():
+                        parameter.add_(0.02 * torch.randn_like(parameter))
+                net.masked = False
+                cut = net._learned()
+                net.masked = True
+                return _same(cut, net._learned())
+        except Exception:  # whatever somebody's model raises; cutting out says what is wrong
+            return False
+
+    def _learned(self) -> dict[str, Tensor]:
+        """What training sees of the smallest network: logits, gradients, the model's buffers."""
         family = self.space.family
         assert isinstance(family, TracedFamily)
-        modes = [(module, module.training) for module in self.modules()]
-        state = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(4, *family.input_shape, generator=generator).to(self.device)
-        rows = np.concatenate(
-            [self.space.extreme(largest=False), self.space.sample(1, np.random.default_rng(0))]
+        images = torch.randn(
+            4, *family.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
-        try:
-            self.train()
-            for row in rows:
-                subnet = self.space.decode(row)
-                self.masked = False
-                cut = self(images, subnet)
-                self.masked = True
-                if not torch.allclose(cut, self(images, subnet), rtol=1e-3, atol=1e-3):
-                    return False
-            return True
-        except RuntimeError:  # of shapes, in code that counts on the whole size
-            return False
-        finally:
-            self.masked = False
-            for module, mode in modes:
-                module.training = mode
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(state[name])
+        subnet = self.space.decode(self.space.extreme(largest=False)[0])
+        logits = self.train()(images, subnet)
+        named = dict(self.model.named_parameters())
+        wanted = torch.linspace(-1.0, 1.0, logits.numel(), dtype=logits.dtype).view_as(logits)
+        gradients = torch.autograd.grad(
+            (logits * wanted).sum(), [*named.values()], allow_unused=True
+        )
+        learned = {
+            name: gradient
+            for name, gradient in zip(named, gradients, strict=True)
+            if gradient is not None
+        }
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
+        return {"": logits.detach()} | learned | buffers
 
     @torch.no_grad()
     def subnet(self, subnet: Subnet) -> TracedModule:
@@ -283,6 +292,18 @@ class TracedModule(SubnetModule):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits."""
         return self.model(_taken(x, self.family))  # type: ignore[no-any-return]
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether the same tensors are there, finite, and the same up to rounding of float64."""
+    if one.keys() != other.keys():
+        return False
+    floats = [name for name, value in one.items() if value.is_floating_point()]
+    least = 1e-9 * max(float(one[name].norm()) for name in floats)
+    return all(
+        float((one[name] - other[name]).norm()) <= 1e-6 * float(one[name].norm()) + least
+        for name in floats
+    )  # with what is not finite, this does not hold
 
 
 def _taken(x: Tensor, family: TracedFamily) -> Tensor:

@@ -272,7 +272,7 @@ def _of_groups(weight: Tensor, groups: int, inputs: Keep, outputs: Keep) -> Tens
         if inputs is None:
             return weight
         mask = inputs.view(groups, 1, per).expand(groups, out // groups, per).reshape(out, per)
-        return weight * mask[(...,) + (None,) * (weight.ndim - 2)]
+        return weight * mask[(...,) + (None,) * (weight.ndim - 2)].to(weight.dtype)
     rows = torch.arange(out) if outputs is None else outputs
     cols = torch.arange(per * groups) if inputs is None else inputs
     if len(rows) % groups or len(cols) % groups:
