@@ -89,16 +89,18 @@ class DivergedError(ApqError, ArithmeticError):
 def fp32_network(
     supernet: Supernet, subnet: Subnet, data: ImageData, images: int, seed: int
 ) -> SubnetModule:
-    """The extracted subnet with BatchNorm statistics of its own, from `images` training images."""
+    """The extracted subnet with BatchNorm statistics of its own, from `images` training images.
+
+    These are augmented where the supernet says so, see `Supernet.augmented_statistics`.
+    """
     module = supernet.subnet(subnet)
     device = supernet.device
     generator = torch.Generator().manual_seed(seed)
     batch = min(256, images, len(data.train))
+    augment, steps = supernet.augmented_statistics, -(-images // batch)
     recalibrate(
         module,
-        data.training_batches(
-            batch, generator, device=device, augment=False, limit=-(-images // batch)
-        ),
+        data.training_batches(batch, generator, device=device, augment=augment, limit=steps),
     )
     return module
 

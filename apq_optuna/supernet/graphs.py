@@ -7,7 +7,8 @@ come from a pool that is renewed one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,6 +37,10 @@ class PassRecorder:
             where they are.
         warm_up: Subnets that between them have every shape that has to be prepared.
         rng: Decides which of the pool is used.
+        foreign: Whether the network is somebody's own code, which may do what no record holds.
+
+    Raises:
+        RuntimeError: The network waits for the GPU within a pass, so that it cannot be recorded.
     """
 
     def __init__(
@@ -44,27 +49,51 @@ class PassRecorder:
         loss: Loss,
         warm_up: Sequence[Subnet | None],
         rng: np.random.Generator,
+        *,
+        foreign: bool = False,
     ) -> None:
-        self.loss, self.rng = loss, rng
-        self.fixed: dict[Subnet | None, torch.cuda.CUDAGraph] = {}
+        self.net, self.loss, self.rng = net, loss, rng
+        self.fixed: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.pool: list[torch.cuda.CUDAGraph] = []
         self.drawn = 0
         self.stream = torch.cuda.Stream()
         self.memory = torch.cuda.graph_pool_handle()
         for parameter in net.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = None
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for _ in range(WARM_UP):
+            for turn in range(WARM_UP):
                 for subnet in warm_up:
-                    self.loss(subnet).backward()
+                    with _refusing_waits(foreign and turn == WARM_UP - 1):
+                        self.loss(subnet).backward()
         torch.cuda.current_stream().wait_stream(self.stream)
+        for parameter in net.parameters():
+            if parameter.grad is not None:  # what is not used stays without
+                parameter.grad = torch.zeros_like(parameter)
 
-    def run(self, subnet: Subnet | None) -> None:
-        """A pass of a subnet that comes again and again."""
-        if subnet not in self.fixed:
-            self.fixed[subnet] = self._record(subnet)
-        self.fixed[subnet].replay()
+    def run(self, subnet: Subnet | None, name: Hashable = None) -> None:
+        """A pass of a subnet that comes again and again.
+
+        Args:
+            subnet: The subnet.
+            name: Of subnets whose passes are the same, with other numbers in the same tensors.
+        """
+        key = name or subnet
+        if key not in self.fixed:
+            self.fixed[key] = self._record(subnet)
+        self.fixed[key].replay()
+
+    def follows(self, subnet: Subnet | None, name: Hashable = None) -> bool:
+        """Whether a record of `run` gives the gradients that the pass itself gives now."""
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        found = []
+        for run in (lambda: self.run(subnet, name), lambda: self.loss(subnet).backward()):
+            for gradient in gradients:
+                gradient.zero_()
+            run()
+            found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        replayed, computed = found
+        return bool((replayed - computed).norm() <= 0.05 * computed.norm())
 
     def run_random(self, draw: Callable[[], Subnet]) -> None:
         """A pass of a random subnet, a new one now and then and one of the pool otherwise."""
@@ -90,7 +119,23 @@ class PassRecorder:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             graph.capture_begin(pool=self.memory)
-            self.loss(subnet).backward()
-            graph.capture_end()
+            try:
+                self.loss(subnet).backward()
+            finally:
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return graph
+
+
+@contextmanager
+def _refusing_waits(refuse: bool) -> Iterator[None]:
+    """Where asked for, whatever makes the processor wait for the GPU is an error."""
+    if not refuse:
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -39,9 +39,10 @@ from apq_optuna.errors import CheckpointError, InvalidArgumentError
 from apq_optuna.networks import MobileSubnet, Subnet
 from apq_optuna.supernet.devices import resolve_device, resolve_precision
 from apq_optuna.supernet.graphs import PassRecorder
-from apq_optuna.supernet.modules import Supernet, check_data, hash_of, info_of
+from apq_optuna.supernet.modules import AUGMENTED, Supernet, check_data, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
 from apq_optuna.supernet.plan import TrainingPlan
+from apq_optuna.supernet.pretrained.net import PretrainedNet
 from apq_optuna.supernet.teaching import prepared_teacher
 
 _ELASTIC = {
@@ -124,6 +125,8 @@ def train_supernet(
         net.prepare_training("cpu")
     net.to("cpu").eval()
     net.data_info = info_of(data)
+    if trainer.augmented:
+        net.data_info["statistics"] = AUGMENTED
     net.save(path)
     return net
 
@@ -147,6 +150,7 @@ class _Trainer:
         self.loss = 0.0
         self.recorder: PassRecorder | None = None
         self.recorded = ""
+        self.refused = self.trusted = False  # whether a traced model's records are no good, or are
         self.value = self.told = torch.zeros(())
         self.teacher: nn.Module | None = None
         if teacher is not None:
@@ -166,6 +170,7 @@ class _Trainer:
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
         self.seconds = 0.0
         self.step = 0
+        self.augmented = True  # see `Supernet.augmented_statistics`
         self.whole = True  # weights are those of a step, and not in between
         self.sorted = not isinstance(net, OnceForAllNet)  # those of other nets are in order
         images = data.split_hash
@@ -234,7 +239,7 @@ class _Trainer:
         images, labels = self._taught(images, labels)
         if self.device.startswith("cuda") and isinstance(self.net, OnceForAllNet):
             self._recorded_passes(self.net, images, labels, phase)
-        else:
+        elif not (self.device.startswith("cuda") and self._replayed_passes(images, labels)):
             self.optimizer.zero_grad(set_to_none=True)
             self.images, self.labels = images, labels
             self._loss(None).backward()
@@ -299,6 +304,46 @@ class _Trainer:
         for _ in range(self.plan.random_subnets):
             self.recorder.run_random(lambda: self._sandwich(phase, 1)[1])
 
+    def _replayed_passes(self, images: Tensor, labels: Tensor) -> bool:
+        """The passes of a step of a traced model by two records, if it has any.
+
+        One is of the largest network and one of all others, which are the same layers with other
+        zeros. Somebody's own layers may do what cannot be recorded, or be recorded wrongly: they
+        are refused, or told from the second step's gradients.
+        """
+        if not isinstance(self.net, PretrainedNet) or not self.net.masked or self.refused:
+            return False
+        subnets = self._sandwich("channels")
+        first = self.recorder is None
+        try:
+            if self.recorder is None:
+                self.images, self.labels = images.clone(), labels.clone()
+                self.recorder = PassRecorder(
+                    self.net, self._loss, [None, subnets[0]], self.rng, foreign=True
+                )
+            self.images.copy_(images)
+            self.labels.copy_(labels)
+            if not first and not self.trusted:
+                self.net.choose(subnets[-1], self.device)
+                told = self.value, self.told  # which the records write
+                self.refused = not (
+                    self.recorder.follows(None) and self.recorder.follows(subnets[-1], "smaller")
+                )
+                self.value, self.told = told
+                self.trusted = True
+            if self.refused:
+                return False
+            self.optimizer.zero_grad(set_to_none=False)
+            self.recorder.run(None)
+            for subnet in subnets:
+                self.net.choose(subnet, self.device)
+                self.recorder.run(subnet, "smaller")
+        except RuntimeError as error:
+            if not first or "out of memory" in str(error):
+                raise
+            self.refused = True
+        return not self.refused
+
     def _sandwich(self, phase: str, random: int | None = None) -> list[Subnet]:
         """The smallest network of a phase and random ones, choices not yet open at the largest."""
         space = self.net.space
@@ -347,6 +392,7 @@ class _Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "sorted": self.sorted,
+            "statistics": AUGMENTED if self.augmented else "whole images",
             "rng": self.rng.bit_generator.state,
         }
         write_checkpoint(self.file, tensors, about)
@@ -377,6 +423,7 @@ class _Trainer:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.generator.set_state(tensors["generator"])
         self.rng.bit_generator.state = about["rng"]
+        self.augmented = about.get("statistics") == AUGMENTED  # else studies of it would change
         self.step, self.seconds, self.sorted = about["step"], about["seconds"], about["sorted"]
 
 

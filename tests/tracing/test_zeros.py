@@ -123,3 +123,23 @@ def test_every_mask_is_needed() -> None:
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], rtol=1e-8, atol=1e-12), name
+
+
+def test_ones_are_where_channels_are_kept() -> None:
+    model = build_model("torchvision:densenet121", 10)  # with inputs of several groups
+    net = apq.PretrainedNet(model, apq.trace(model, (3, 64, 64)))
+    rows = net.space.sample(3, np.random.default_rng(0))
+    read = None
+    for row in rows:
+        subnet = net.space.decode(row)
+        counts = net.choose(subnet, "cpu")
+        assert counts.tolist() == list(subnet.channels)
+        assert read is None or counts is read  # a recorded pass reads it where it was
+        read = counts
+        masks = net.slicer.masks(counts)
+        keep = net.slicer.keep(subnet.channels)
+        assert set(keep) <= set(masks)
+        for key, mask in masks.items():
+            kept = keep.get(key)
+            wanted = torch.arange(len(mask)) if kept is None else kept
+            assert torch.equal(mask.nonzero().flatten(), wanted)

@@ -70,6 +70,7 @@ class PretrainedNet(Supernet):
             self.register_buffer(f"order{g}", torch.from_numpy(first))
         self._slicer: Slicer | None = None
         self.masked = False  # whether smaller networks are of whole size, with zeros
+        self._chosen: tuple[Subnet, Tensor] | None = None
         if data is not None:
             check_data(self, data)
             self.data_info = info_of(data)
@@ -114,12 +115,29 @@ class PretrainedNet(Supernet):
         found = {name: value.clone() for name, value in values.items()}
         values |= dict(self.model.named_parameters())
         if self.masked:
-            masks = self.slicer.masks(subnet.channels, x.device)
+            masks = self.slicer.masks(self.choose(subnet, x.device))
             found |= self.slicer.tensors(masks, values)
             return functional_call(self.model, found, (x,))  # type: ignore[no-any-return]
         keep = self.slicer.keep(subnet.channels)
         found |= self.slicer.tensors(keep, values)
         return functional_call(self.slicer.shell(keep), found, (x,))  # type: ignore[no-any-return]
+
+    def choose(self, subnet: Subnet, device: torch.device | str) -> Tensor:
+        """Says which network of zeros the next pass is of, where a recorded pass reads it, too.
+
+        Returns:
+            `(G,) int64`, always the same tensor on a device: the channels kept of each group.
+        """
+        assert isinstance(subnet, TracedSubnet)
+        new = torch.tensor(subnet.channels, dtype=torch.int64)
+        if self._chosen is None or self._chosen[1].device.type != torch.device(device).type:
+            self._chosen = subnet, new.to(device)
+        chosen, counts = self._chosen
+        if chosen != subnet:
+            # pinned, so that nobody waits until what was asked of the GPU before is done
+            counts.copy_(new.pin_memory() if counts.is_cuda else new, non_blocking=True)
+            self._chosen = subnet, counts
+        return counts
 
     def prepare_training(self, device: str) -> None:
         """See `Supernet.prepare_training`.

@@ -9,7 +9,7 @@ Notation:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Slicer:
         self.order = importance_order(model, family) if order is None else order
         self._rank = [np.argsort(first) for first in self.order]
         self._tables: dict[tuple[tuple[str, str], tuple[int, ...]], Tensor] = {}
+        self._mask_tables: list[Tensor] | None = None  # ranks and groups by place, members' places
 
     def _places_of(self, family: TracedFamily) -> dict[tuple[str, str], tuple[Any, list[int]]]:
         """By (path, side): each channel's place among all groups' roots, and the groups.
@@ -66,28 +67,17 @@ class Slicer:
                 groups.append(g)
         return found
 
-    def _kept(self, channels: tuple[int, ...]) -> np.ndarray:
-        """By place: whether a channel is kept."""
+    def keep(self, channels: tuple[int, ...]) -> dict[tuple[str, str], Tensor]:
+        """By (path, side): the channels kept, where some are left out."""
         kept = np.ones(int(self._starts[-1]) + 1, bool)
         for g, count in enumerate(channels):
             kept[self._starts[g] : self._starts[g + 1]] = self._rank[g] < count
-        return kept
-
-    def _pruned(
-        self, channels: tuple[int, ...]
-    ) -> Iterator[tuple[tuple[str, str], np.ndarray, tuple[int, ...]]]:
-        """(path, side), its places and its groups' counts, where channels are left out."""
+        found = {}
         for key, (places, groups) in self._places.items():
             chosen = tuple(channels[g] for g in groups)
             whole = (self.family.groups[g].channels for g in groups)
-            if any(c != size for c, size in zip(chosen, whole, strict=True)):
-                yield key, places, chosen
-
-    def keep(self, channels: tuple[int, ...]) -> dict[tuple[str, str], Tensor]:
-        """By (path, side): the channels kept, where some are left out."""
-        kept = self._kept(channels)
-        found = {}
-        for key, places, chosen in self._pruned(channels):
+            if all(c == size for c, size in zip(chosen, whole, strict=True)):
+                continue
             table = self._tables.get((key, chosen))
             if table is None:
                 table = torch.from_numpy(np.flatnonzero(kept[places]))
@@ -96,17 +86,24 @@ class Slicer:
             found[key] = table
         return found
 
-    def masks(
-        self, channels: tuple[int, ...], device: torch.device | str
-    ) -> dict[tuple[str, str], Tensor]:
-        """As `keep`, but ones for the channels kept and zeros for the others, on a device."""
-        kept = self._kept(channels)
-        pruned = [(key, kept[places]) for key, places, _ in self._pruned(channels)]
-        if not pruned:
-            return {}
-        values = torch.from_numpy(np.concatenate([value for _, value in pruned])).float()
-        each = values.to(device).split([len(value) for _, value in pruned])  # one copy for all
-        return {key: value for (key, _), value in zip(pruned, each, strict=True)}
+    def masks(self, counts: Tensor) -> dict[tuple[str, str], Tensor]:
+        """As `keep`, but ones for the channels kept and zeros for the others, of all (path, side).
+
+        Args:
+            counts: By group, `(G,) int64`: how many channels are kept; on the device of the masks.
+        """
+        if self._mask_tables is None or self._mask_tables[0].device != counts.device:
+            sizes = np.diff(self._starts)
+            tables = (
+                np.concatenate([*self._rank, [-1]]),  # below every count: the last is kept
+                np.concatenate([np.repeat(np.arange(len(sizes)), sizes), [0]]),
+                np.concatenate([places for places, _ in self._places.values()]),
+            )
+            self._mask_tables = [torch.from_numpy(table).to(counts.device) for table in tables]
+        ranks, groups, places = self._mask_tables
+        kept = (ranks < counts[groups]).float()[places]
+        each = kept.split([len(places) for places, _ in self._places.values()])
+        return dict(zip(self._places, each, strict=True))
 
     def tensors(
         self, keep: Mapping[tuple[str, str], Tensor], values: Mapping[str, Tensor]
