@@ -332,6 +332,7 @@ class _Trainer:
                 self.value, self.told = told
                 self.trusted = True
             if self.refused:
+                self.recorder = None  # and the memory that it holds
                 return False
             self.optimizer.zero_grad(set_to_none=False)
             self.recorder.run(None)

@@ -24,7 +24,7 @@ PLAN = TrainingPlan(epochs=0.1, batch_size=64)
 
 @pytest.fixture
 def shifted(digits: ImageData) -> ImageData:
-    """Images that are augmented: `digits` are not."""
+    """Images that are augmented, whatever `digits` are."""
     return replace(digits, crop_padding=1)
 
 

@@ -147,6 +147,7 @@ class PretrainedNet(Supernet):
         EfficientNet-Lite0 2 to 7 s on an H100), the whole model 34 ms. Where that does not compute
         and learn what the smaller network does (a norm over all channels, say), they are cut out.
         """
+        self._chosen = None  # it may have been on another device
         self.masked = device.startswith("cuda") and self._zeros_suffice()
 
     def _zeros_suffice(self) -> bool:
