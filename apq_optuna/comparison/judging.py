@@ -132,6 +132,7 @@ def _finish(
 ) -> dict[str, Any]:
     s.tell(f"{METHODS[method].title}, {s.case}: final finetuning of trial {trial.number}")
     _, about = finish(
-        found.supernet, s.data, subnet, folder, epochs=s.epochs, costs=s.costs, device=s.device
-    )
+        found.supernet, s.data, subnet, folder, epochs=s.epochs, costs=s.costs, device=s.device,
+        overwrite=True,
+    )  # fmt: skip
     return about

@@ -42,20 +42,23 @@ def network_figure(subnet: Subnet, title: str = "") -> go.Figure:
             x=[names[i] for i in chosen], y=[layers[i].layer.out_channels for i in chosen],
             name=kind, marker={"color": colour},
             customdata=[
-                [p.layer.kernel_size, p.layer.in_channels, p.w_bits, p.a_bits, p.layer.macs / 1e6]
+                [p.layer.kernel_size, p.layer.in_channels, p.w_bits, p.a_bits, p.layer.macs / 1e6,
+                 p.name]
                 for p in (layers[i] for i in chosen)
             ],
-            hovertemplate="%{x}: %{customdata[1]} → %{y} channels, kernel %{customdata[0]}<br>"
-            "W%{customdata[2]}A%{customdata[3]}, %{customdata[4]:.3f} MMACs<extra></extra>",
+            hovertemplate="%{customdata[5]}: %{customdata[1]} → %{y} channels, kernel "
+            "%{customdata[0]}<br>W%{customdata[2]}A%{customdata[3]}, "
+            "%{customdata[4]:.3f} MMACs<extra></extra>",
             row=1, col=1,
         )  # fmt: skip
     figure.update_xaxes(categoryorder="array", categoryarray=names)
     bits = [[p.w_bits for p in layers], [p.a_bits for p in layers]]
     figure.add_heatmap(
         x=names, y=["weight bits", "activation bits"], z=bits, text=bits,
+        customdata=[[p.name for p in layers]] * 2,
         texttemplate="%{text}", textfont={"size": 10}, zmin=2, zmax=8, colorscale=BIT_COLOURS,
-        showscale=False, hovertemplate="%{x}: %{z} %{y}<extra></extra>", xgap=1, ygap=1,
-        row=2, col=1,
+        showscale=False, hovertemplate="%{customdata}: %{z} %{y}<extra></extra>",
+        xgap=1, ygap=1, row=2, col=1,
     )  # fmt: skip
     figure.update_yaxes(title_text="output channels", row=1, col=1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)
@@ -93,9 +96,10 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
     figure = go.Figure()
     figure.add_heatmap(
         x=names, y=[f"trial {number}" for number, _ in networks], z=z, text=text,
+        customdata=[list(groups)] * len(networks),
         texttemplate="%{text}" if len(names) <= 13 else None, textfont={"size": 9},
         zmin=2, zmax=8, colorscale=BIT_COLOURS, colorbar={"title": "mean bits"},
-        hovertemplate="%{y}, %{x}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
+        hovertemplate="%{y}, %{customdata}: %{z:.1f} bits, %{text}<extra></extra>", xgap=1, ygap=1,
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed", type="category")
     kernels = any(decision.role == "kernel" for decision in space.decisions)

@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
@@ -36,19 +35,12 @@ from apq_optuna._memory import keep_buffers
 from apq_optuna._progress import progress_bar
 from apq_optuna.data import ImageData, mixed_images, mixed_labels, usual_augment
 from apq_optuna.errors import CheckpointError, InvalidArgumentError
-from apq_optuna.networks import MobileSubnet, Subnet
 from apq_optuna.supernet.devices import resolve_device, resolve_precision
-from apq_optuna.supernet.graphs import PassRecorder
 from apq_optuna.supernet.modules import AUGMENTED, Supernet, check_data, hash_of, info_of
 from apq_optuna.supernet.network import OnceForAllNet
+from apq_optuna.supernet.passes import Passes
 from apq_optuna.supernet.plan import TrainingPlan
-from apq_optuna.supernet.pretrained.net import PretrainedNet
 from apq_optuna.supernet.teaching import prepared_teacher
-
-_ELASTIC = {
-    "largest": (), "kernel": ("kernel",), "depth": ("kernel", "depth"),
-    "channels": ("kernel", "depth", "channels"),
-}  # fmt: skip
 
 Net = TypeVar("Net", bound=Supernet)
 
@@ -148,16 +140,13 @@ class _Trainer:
         self.net, self.data, self.plan, self.device = net, data, plan, device
         self.half = half
         self.loss = 0.0
-        self.recorder: PassRecorder | None = None
-        self.recorded = ""
-        self.refused = self.trusted = False  # whether a traced model's records are no good, or are
-        self.value = self.told = torch.zeros(())
         self.teacher: nn.Module | None = None
         if teacher is not None:
             self.teacher = prepared_teacher(teacher, net.space, device)
         self.file = path / "training.safetensors"
         self.generator = torch.Generator().manual_seed(seed)
         self.rng = np.random.default_rng(seed)
+        self.passes = Passes(net, plan, self.rng, device, half=half, taught=teacher is not None)
         named = [
             (p.ndim > 1 and ".transforms." not in name, p) for name, p in net.named_parameters()
         ]
@@ -207,7 +196,7 @@ class _Trainer:
                     self._save()
                     saved = time.perf_counter()
         except KeyboardInterrupt:
-            if self.step and self.whole and math.isfinite(self.value.item()):
+            if self.step and self.whole and math.isfinite(self.passes.value.item()):
                 self._save()
             raise
         if self.step:
@@ -221,7 +210,7 @@ class _Trainer:
 
     def _look_at_loss(self) -> None:
         """Ends training that diverged, before anything of it is saved."""
-        self.loss = self.value.item()
+        self.loss = self.passes.value.item()
         if not math.isfinite(self.loss):
             raise InvalidArgumentError(
                 f"learning_rate={self.plan.learning_rate}: training diverged at step {self.step}; "
@@ -237,14 +226,7 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.progress)
         images, labels = self._taught(images, labels)
-        if self.device.startswith("cuda") and isinstance(self.net, OnceForAllNet):
-            self._recorded_passes(self.net, images, labels, phase)
-        elif not (self.device.startswith("cuda") and self._replayed_passes(images, labels)):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.images, self.labels = images, labels
-            self._loss(None).backward()
-            for subnet in self._sandwich(phase) if phase != "largest" else ():
-                self._loss(subnet).backward()
+        self.passes.add_up(self.optimizer, images, labels, phase)
         nn.utils.clip_grad_norm_(self.net.parameters(), 5.0)
         self.whole = False
         self.optimizer.step()
@@ -252,21 +234,6 @@ class _Trainer:
         if self.device == "cpu" or self.step % LOSS_EVERY == 0:  # a GPU is not waited for
             self._look_at_loss()
         return self.loss
-
-    def _loss(self, subnet: Subnet | None) -> Tensor:
-        """Of the largest network on labels, which then teaches; of others on what it says.
-
-        A teacher from outside tells all of them.
-        """
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
-            logits = self.net(self.images, subnet)
-        logits = logits.float()
-        if subnet is not None:
-            return F.cross_entropy(logits, self.told if self.teacher is None else self.labels)
-        smoothing = self.plan.label_smoothing if self.teacher is None else 0.0
-        loss = F.cross_entropy(logits, self.labels, label_smoothing=smoothing)
-        self.value, self.told = loss.detach(), logits.detach().softmax(1)
-        return loss
 
     @torch.no_grad()
     def _taught(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,85 +247,6 @@ class _Trainer:
                 labels = self.teacher(images.clone())  # which it may write into
             labels = labels.float().softmax(1)
         return images, labels
-
-    def _recorded_passes(
-        self, net: OnceForAllNet, images: Tensor, labels: Tensor, phase: str
-    ) -> None:
-        """The passes of a step by replay; the batch goes where they read it."""
-        if self.recorder is None:
-            self.images, self.labels = images.clone(), labels.clone()
-            kernels = sorted({k for stage in net.spec.stages for k in stage.kernels})
-            every = [None, *(_with_kernels(net.largest, kernel) for kernel in kernels)]
-            self.recorder = PassRecorder(net, self._loss, every, self.rng)
-        if self.recorded != phase:
-            self.recorder.forget()
-            self.recorded = phase
-            self.smallest = self._sandwich(phase, 0)[0]
-        self.images.copy_(images)
-        self.labels.copy_(labels)
-        self.optimizer.zero_grad(set_to_none=False)
-        self.recorder.run(None)
-        if phase == "largest":
-            return
-        self.recorder.run(self.smallest)
-        for _ in range(self.plan.random_subnets):
-            self.recorder.run_random(lambda: self._sandwich(phase, 1)[1])
-
-    def _replayed_passes(self, images: Tensor, labels: Tensor) -> bool:
-        """The passes of a step of a traced model by two records, if it has any.
-
-        One is of the largest network and one of all others, which are the same layers with other
-        zeros. Somebody's own layers may do what cannot be recorded, or be recorded wrongly: they
-        are refused, or told from the second step's gradients.
-        """
-        if not isinstance(self.net, PretrainedNet) or not self.net.masked or self.refused:
-            return False
-        subnets = self._sandwich("channels")
-        first = self.recorder is None
-        try:
-            if self.recorder is None:
-                self.images, self.labels = images.clone(), labels.clone()
-                self.recorder = PassRecorder(
-                    self.net, self._loss, [None, subnets[0]], self.rng, foreign=True
-                )
-            self.images.copy_(images)
-            self.labels.copy_(labels)
-            if not first and not self.trusted:
-                self.net.choose(subnets[-1], self.device)
-                told = self.value, self.told  # which the records write
-                self.refused = not (
-                    self.recorder.follows(None) and self.recorder.follows(subnets[-1], "smaller")
-                )
-                self.value, self.told = told
-                self.trusted = True
-            if self.refused:
-                self.recorder = None  # and the memory that it holds
-                return False
-            self.optimizer.zero_grad(set_to_none=False)
-            self.recorder.run(None)
-            for subnet in subnets:
-                self.net.choose(subnet, self.device)
-                self.recorder.run(subnet, "smaller")
-        except RuntimeError as error:
-            if not first or "out of memory" in str(error):
-                raise
-            self.refused = True
-        return not self.refused
-
-    def _sandwich(self, phase: str, random: int | None = None) -> list[Subnet]:
-        """The smallest network of a phase and random ones, choices not yet open at the largest."""
-        space = self.net.space
-        rows = np.concatenate(
-            [
-                space.extreme(largest=False),
-                space.sample(self.plan.random_subnets if random is None else random, self.rng),
-            ]
-        )
-        largest = space.extreme(largest=True)[0]
-        for column, decision in enumerate(space.decisions):
-            if decision.role not in _ELASTIC[phase]:
-                rows[:, column] = largest[column]
-        return [space.decode(row) for row in space.canonical(rows)]
 
     def _sort_channels(self) -> None:
         """Orders expanded channels by importance, and the momentum with them."""
@@ -438,13 +326,3 @@ def _changes(theirs: Any, ours: Any) -> str:
         if theirs.get(name) != ours.get(name)
     ]
     return f": {'; '.join(found)}"
-
-
-def _with_kernels(subnet: MobileSubnet, kernel: int) -> MobileSubnet:
-    """A subnet with one kernel size wherever its family offers it."""
-    stages = subnet.spec.stages
-    blocks = (
-        replace(b, kernel=kernel) if kernel in stages[b.stage].kernels else b
-        for b in subnet.blocks
-    )
-    return replace(subnet, blocks=tuple(blocks))

@@ -130,6 +130,7 @@ def test_a_model_of_torchvision_before_any_image_is_needed(
     ("words", "said"),
     [
         (["--weights", "mine.pt"], "is a pickle"),
+        (["--weights", "mine.pt"], "load(..., weights_only=False).state_dict()"),
         (["--weights", "nowhere.safetensors"], "no such file"),
         (["--classes", "7"], "the images have 10 classes"),
         (["--keep", "0"], "shares above 0"),

@@ -13,6 +13,7 @@ import torch
 import apq_optuna as apq
 from apq_optuna._checkpoints import read_checkpoint, write_checkpoint
 from apq_optuna.data import ImageData
+from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import DivergedError, load_network, resuming
 from apq_optuna.quantization.finetune import _State
@@ -207,3 +208,22 @@ def test_between_two_checkpoints_there_is_a_minute(
     assert not kept.due
     assert kept.read() is not None
     assert resuming.FinetuneCheckpoint(tmp_path / "f.safetensors", "that").read() is None
+
+
+@pytest.mark.parametrize("family", ["mobile", "traced"])
+def test_what_was_finished_is_returned_as_it_is_and_nothing_else_replaces_it(
+    supernet: OnceForAllNet, traced: tuple[PretrainedNet, Subnet], digits: ImageData,
+    tmp_path: Path, family: str,
+) -> None:  # fmt: skip
+    net, subnet = traced if family == "traced" else (supernet, supernet.largest)
+    network, _ = finish(net, digits, subnet, tmp_path, epochs=0.2)
+    written = (tmp_path / "network.safetensors").stat().st_mtime_ns
+    again, steps = finish(net, digits, subnet, tmp_path, epochs=0.2)
+    assert not steps and (tmp_path / "network.safetensors").stat().st_mtime_ns == written
+    images, _ = next(digits.evaluation_batches(digits.test, 64))
+    assert torch.equal(again(images), network(images))
+    for other in ({"epochs": 0.3}, {"options": replace(OPTIONS, learning_rate=5e-4)}):
+        with pytest.raises(InvalidArgumentError, match="another finished network"):
+            finish(net, digits, subnet, tmp_path, **({"epochs": 0.2} | other))
+    _, steps = finish(net, digits, subnet, tmp_path, epochs=0.3, overwrite=True)
+    assert steps

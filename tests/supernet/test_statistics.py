@@ -78,6 +78,14 @@ def test_a_training_that_began_before_ends_as_it_would_have(
     assert "statistics" not in json.loads((tmp_path / "supernet.json").read_text())["data"]
 
 
-def test_the_supernets_of_the_package_stay_as_they_were() -> None:
-    for name in ("cifar10", "cifar10-3", "cifar10-2", "cifar10-1"):
+def test_the_packages_former_supernets_stay_as_they_were() -> None:
+    for name in ("cifar10-4", "cifar10-3", "cifar10-2", "cifar10-1"):
         assert not load_supernet(f"pretrained:{name}").augmented_statistics
+
+
+def test_the_packages_supernet_is_the_former_with_other_statistics() -> None:
+    now, former = (load_supernet(f"pretrained:{name}") for name in ("cifar10", "cifar10-4"))
+    assert now.augmented_statistics
+    assert now.weights_hash != former.weights_hash  # pairs of the two do not compare
+    for name, value in now.state_dict().items():
+        assert torch.equal(value, former.state_dict()[name])

@@ -85,9 +85,10 @@ def test_the_smallest_and_the_largest_learn_from_the_teacher_alike(
     same, told = trainer._taught(images, labels)
     assert same is images
     torch.testing.assert_close(told, teacher(images).softmax(1))
-    trainer.images, trainer.labels = images, told
-    for subnet in (None, *trainer._sandwich("channels")):
-        loss = trainer._loss(subnet)
+    passes = trainer.passes
+    passes.images, passes.labels = images, told
+    for subnet in (None, *passes.sandwich("channels")):
+        loss = passes.loss(subnet)
         logits = trainer.net(images, subnet)
         wanted = -(told * logits.log_softmax(1)).sum(1).mean()
         torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)

@@ -24,6 +24,12 @@ CONVERT = """\
 from torch import load; from safetensors.torch import save_file
 save_file(load("{path}", weights_only=True), "{stem}.safetensors")"""
 
+WHOLE = (
+    'Of a training checkpoint take the tensors: load(...)["state_dict"], or as they are called '
+    "there. If the file is the model itself, torch.save(model), load it where its class is, "
+    "load(..., weights_only=False).state_dict(), and only if you trust it: that runs its code."
+)
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -151,7 +157,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         lines = CONVERT.format(path=path, stem=f"{path.with_suffix('')}{other}")
         raise CheckpointError(
             f"weights={path} is a pickle (torch.save), and nothing is unpickled here. Convert it "
-            f"once, with Python:\n{lines}"
+            f"once, with Python:\n{lines}\n{WHOLE}"
         )
     return read_tensors(path)
 
