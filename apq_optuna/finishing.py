@@ -100,8 +100,8 @@ def finish(
     identity = json.dumps([supernet.weights_hash, subnet.identity, images, asdict(options)])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not overwrite and (Path(path) / FINISHED).exists():
-        network, stored = _finished_before(supernet, path, digest)
-        return network, stored | _costs(costs, priced)
+        network = _finished_before(supernet, path, digest)
+        return network, network.about | _costs(costs, priced)
     supernet.to(resolve_device(device))
     seed = genotype_seed(subnet)
     module = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
@@ -161,9 +161,7 @@ def _costs(costs: CostTable | None, priced: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _finished_before(
-    supernet: Supernet, path: str | Path, digest: str
-) -> tuple[SubnetModule, dict[str, Any]]:
+def _finished_before(supernet: Supernet, path: str | Path, digest: str) -> SubnetModule:
     """The network that the folder holds, if it is the one that is asked for."""
     _, stored = read_checkpoint(Path(path) / FINISHED)
     if stored.get("finished") != digest:
@@ -172,5 +170,4 @@ def _finished_before(
             "overwrite=True"
         )
     model = supernet.model if isinstance(supernet, PretrainedNet) else None
-    network = load_network(path, model=model)
-    return network, network.about
+    return load_network(path, model=model)
