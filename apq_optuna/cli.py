@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 # ---------------------------------------------------------------------- arguments
@@ -120,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "stays whole and why, and what the smallest and largest network cost. With --run it is "
         "kept for `collect`, `search` and all others, in place of a supernet.",
     )  # fmt: skip
-    options.model(trace, required=True)
+    options.model(trace)
     options.data(trace)
     trace.add_argument("--run", type=Path, help="folder to keep it in")
     trace.add_argument("--hardware", default="", metavar="NAME|FILE",

@@ -40,6 +40,9 @@ FULL_FINETUNE = FinetuneOptions(
 
 FINISHED = "network.safetensors"
 
+_OF_THE_FILE = {"schema", "sha256", "kind", "space", "layers", "bits", "channels", "blocks"}
+"""What describes the stored tensors and no measurement."""
+
 
 def finish(
     supernet: Supernet,
@@ -101,12 +104,19 @@ def finish(
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not overwrite and (Path(path) / FINISHED).exists():
         network = _finished_before(supernet, path, digest)
-        return network, network.about | _costs(costs, priced)
+        stored = {k: v for k, v in network.about.items() if k not in _OF_THE_FILE}
+        return network, stored | _costs(costs, priced)
     supernet.to(resolve_device(device))
     seed = genotype_seed(subnet)
     module = fp32_network(supernet, subnet, data, max(2048, options.calibration_images), seed)
     teacher = fold_network(module)
     fp32 = accuracy(teacher, data)
+    whole = {}
+    if isinstance(supernet, PretrainedNet):  # what pruning and quantization cost is seen beside it
+        whole = {
+            "model_search_validation": accuracy(supernet, data),
+            "model_test": accuracy(supernet, data, split="test"),
+        }
     network = quantized_network(module, subnet, data, options.calibration_images, seed)
     kept = FinetuneCheckpoint(Path(path) / "finetuning.safetensors", identity)
     with progress_bar(steps, "finetune", show=progress, unit="step") as bar:
@@ -125,11 +135,12 @@ def finish(
             kept.remove()
             raise
     round_biases(network)  # what is tested is what an integer runtime computes
-    stored: dict[str, Any] = {
+    stored = {
         "accuracy": {
             "search_validation_fp32": fp32,
             "search_validation": accuracy(network, data),
             "test": accuracy(network, data, split="test"),
+            **whole,
         },
         "epochs": epochs,
         "finished": digest,

@@ -6,6 +6,7 @@ import hashlib
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from apq_optuna.commands.common import (
     say,
     set_threads,
 )
-from apq_optuna.commands.images import load_images
+from apq_optuna.commands.images import load_images, supernet_images
 from apq_optuna.errors import InvalidArgumentError
 from apq_optuna.networks import TracedFamily
 
@@ -46,12 +47,17 @@ SHOWN = 60
 def trace(arguments: Any) -> None:
     """What is searched of a model, what stays whole, and what its networks cost."""
     set_threads(arguments)
-    if arguments.run is not None and not arguments.data:
-        raise InvalidArgumentError("--run needs --data: the images it is for")
     before = arguments.run is not None and (run_folder(arguments, make=False) / FILE).exists()
+    if not before and not arguments.model:
+        raise InvalidArgumentError(
+            "--model is needed: torchvision:NAME, timm:NAME, module:factory"
+        )
+    if arguments.run is not None and not arguments.data and not before:
+        raise InvalidArgumentError("--run needs --data: the images it is for")
     data: ImageData | None = None
     if before:
         net = net_of(arguments)  # or the reason why it is another
+        data = supernet_images(arguments, net) if arguments.data else None
     else:
         net, data = traced_net(arguments)
     family = net.space.family
@@ -63,14 +69,14 @@ def trace(arguments: Any) -> None:
         folder = Path(nowhere) if arguments.run is None else run_folder(arguments)
         costs = cost_table(arguments.hardware, net, folder)
     say(_costs_table(net.space, costs, budgets_of(arguments.budget)))
+    if data is not None:
+        _say_accuracy(net, data)
     if arguments.run is None:
         say(f"nothing was kept; with --run DIR: {program_path()} collect --run DIR comes next")
         return
     if not before:
         net.save(run_folder(arguments))
-    if data is not None:
-        _say_accuracy(net, data)
-    say(f"saved in {arguments.run}")
+        say(f"saved in {arguments.run}")
     say(f"next: {program_path()} train --run {arguments.run}, which deep models need, or "
         f"{program_path()} collect --run {arguments.run}")  # fmt: skip
 
@@ -95,7 +101,7 @@ def net_of(arguments: Any) -> Supernet:
 
     That is traced and put into the run's folder, unless it is there already.
     """
-    from apq_optuna.supernet import PretrainedNet, load_net
+    from apq_optuna.supernet import PretrainedNet
 
     if not arguments.model:
         found = load_supernet(arguments)
@@ -103,7 +109,7 @@ def net_of(arguments: Any) -> Supernet:
         return found
     folder = run_folder(arguments)
     if (folder / FILE).exists():
-        net = load_net(folder, trusted=True)
+        net = _kept(folder, arguments.model)
         if not isinstance(net, PretrainedNet) or net.source != arguments.model:
             raise InvalidArgumentError(
                 f"--model {arguments.model}: {folder} holds another network; choose another --run"
@@ -118,6 +124,20 @@ def net_of(arguments: Any) -> Supernet:
     if data is not None:
         _say_accuracy(net, data)
     say(f"saved in {folder}")
+    return net
+
+
+def _kept(folder: Path, model: str) -> Supernet:
+    """The network of a run; what a script has put there learns where its model comes from."""
+    from apq_optuna._checkpoints import read_checkpoint
+    from apq_optuna.supernet import PretrainedNet, load_net
+    from apq_optuna.supernet.pretrained.net import KIND
+
+    tensors, about = read_checkpoint((folder / FILE).with_suffix(".safetensors"))
+    if about.get("kind") != KIND or about.get("model"):
+        return load_net(folder, trusted=True)
+    net = PretrainedNet.of_checkpoint(tensors, about | {"model": model}, str(folder), trusted=True)
+    net.save(folder)
     return net
 
 
@@ -170,6 +190,21 @@ def _as_before(arguments: Any, net: Supernet) -> None:
             raise InvalidArgumentError(
                 f"--{name}: {arguments.run} has its network as it is; choose another --run"
             )
+    info = getattr(net, "data_info", {}) if hasattr(net, "how") else {}
+    for name in ("mean", "std"):
+        value, own = getattr(arguments, name, None), info.get(name)
+        if value is not None and own and not _alike(value, own):
+            raise InvalidArgumentError(
+                f"--{name}: the images of {arguments.run} are normalised with "
+                f"{' '.join(f'{v:.4f}' for v in own)}; choose another --run"
+            )
+
+
+def _alike(said: Sequence[float], own: Sequence[float]) -> bool:
+    """Whether two normalisations are one, up to how they are rounded."""
+    return len(said) == len(own) and all(
+        math.isclose(a, b, abs_tol=1e-4) for a, b in zip(said, own, strict=True)
+    )
 
 
 def _how(arguments: Any) -> dict[str, Any]:
@@ -293,11 +328,11 @@ def _costs_table(space: SearchSpace, costs: CostTable, budgets: dict[str, float]
         f"largest, {space.bits[-1]} bits": space.extreme(largest=True, bits=space.bits[-1]),
     }
     width = max(map(len, rows))
-    lines = [f"costs on {costs.device}:", f"  {'':{width}}  {'MMACs':>9}  {'MB':>7}  "
+    lines = [f"costs on {costs.device}:", f"  {'':{width}}  {'MMACs':>9}  {'kB':>7}  "
              + "  ".join(f"{name:>12}" for name in names)]  # fmt: skip
     for name, row in rows.items():
         subnet = space.decode(row[0])
-        values = [f"{subnet.macs / 1e6:9.2f}", f"{subnet.weight_bytes / 1e6:7.2f}"]
+        values = [f"{subnet.macs / 1e6:9.2f}", f"{subnet.weight_bytes / 1e3:7.1f}"]
         values += [f"{value:12.4f}" for value in compiled(row)[0]]
         lines.append("  ".join([f"  {name:{width}}", *values]))
     if compiled.has_gaps:

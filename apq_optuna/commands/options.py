@@ -57,9 +57,9 @@ def run(parser: argparse.ArgumentParser) -> None:
                         "pretrained:cifar10 (results then go to runs/cifar10)")  # fmt: skip
 
 
-def model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+def model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("a model of your own, in place of a supernet")
-    group.add_argument("--model", required=required, metavar="NAME",
+    group.add_argument("--model", metavar="NAME",
                        help="torchvision:NAME, timm:NAME, or module:factory, a function or class "
                        "of yours that makes it; traced into RUN by the first command, which needs "
                        "--data")  # fmt: skip

@@ -91,6 +91,11 @@ def finetune(arguments: Any) -> None:
         f"trial {number}: search-validation {measured['search_validation']:.4f} (fp32 before "
         f"quantization {measured['search_validation_fp32']:.4f}), test {measured['test']:.4f}"
     )
+    if "model_test" in measured:
+        say(
+            f"the whole model in float32: search-validation "
+            f"{measured['model_search_validation']:.4f}, test {measured['model_test']:.4f}"
+        )
     priced = ", ".join(f"{name} {value:.4f}" for name, value in stored["costs"].items())
     say(f"costs on {stored['device']}: {priced}")
     say(f"saved in {path}; loaded again: search-validation {again:.4f}")

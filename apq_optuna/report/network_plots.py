@@ -79,7 +79,7 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
         space: Their joint space.
         networks: (trial number, genotype) of the front, most accurate first.
     """
-    groups = groups_with_bits(space)
+    groups = _groups(space, "bits", "channels")
     names = shortened(list(groups))
     rows = np.stack([row for _, row in networks])
     active = space.active(rows)
@@ -92,7 +92,7 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
             bits = [chosen[c] for c in on if space.decisions[c].quantization]
             if bits:
                 z[place, column] = np.mean(bits)
-                text[place, column] = " ".join(_shape(space, chosen))
+            text[place, column] = " ".join(_shape(space, chosen))
     figure = go.Figure()
     figure.add_heatmap(
         x=names, y=[f"trial {number}" for number, _ in networks], z=z, text=text,
@@ -110,13 +110,18 @@ def policy_figure(space: SearchSpace, networks: Sequence[tuple[int, Genotypes]])
 
 def groups_with_bits(space: SearchSpace) -> dict[str, list[int]]:
     """Columns of the decisions that belong together, by group, where bit-widths are among them."""
+    return _groups(space, "bits")
+
+
+def _groups(space: SearchSpace, *roles: str) -> dict[str, list[int]]:
+    """Columns of the decisions that belong together, by group, where a role is among them."""
     groups: dict[str, list[int]] = {}
     for column, decision in enumerate(space.decisions):
         groups.setdefault(decision.group or decision.name, []).append(column)
     return {
         name: columns
         for name, columns in groups.items()
-        if any(space.decisions[c].quantization for c in columns)
+        if any(space.decisions[c].role in roles for c in columns)
     }
 
 

@@ -239,6 +239,10 @@ def write_html(
     rows = [
         line.split() for line in summary.table().replace("mean bits", "mean-bits").splitlines()
     ]
+    names = summary.metric_names
+    for one in stored_baselines(study):  # beside the front, as the figures have them
+        values = {name: f"{one[name]:.4f}" for name in names if name in one}
+        rows.append([str(one["name"]), *(values.get(name, "") for name in rows[0][1:])])
     cells = "".join(
         "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
         for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
@@ -249,10 +253,25 @@ def write_html(
         f"<h1>{html.escape(study.study_name)}</h1>"
         f"<p class='quiet'>Trials: {states or 'none yet'}. Accuracy is measured on "
         "search-validation images after quantization-aware finetuning; costs come "
-        "from the hardware table.</p>"
+        f"from the hardware table.{html.escape(_conditions(study))}</p>"
         f"{plotting_script()}{drawn}<h2>Front</h2><table>{cells}</table></body></html>"
     )
     replace_file(Path(path), document.encode())
+
+
+def _conditions(study: Study) -> str:
+    """What the study's values were measured under, as a sentence; empty if it does not say."""
+    stored = study_attribute(study, "objective") or {}
+    told = [
+        text.format(stored[name])
+        for name, text in (
+            ("device", "costs of {}"), ("images", "{} search-validation images"),
+            ("finetune steps", "{} steps of finetuning"),
+            ("finetune learning_rate", "a rate of {:g}"), ("repeats", "seeds a trial: {}"),
+        )
+        if stored.get(name) is not None
+    ]  # fmt: skip
+    return f" Measured with: {'; '.join(told)}." if told else ""
 
 
 def save_to_dashboard(study: Study, figures: Mapping[str, go.Figure]) -> None:

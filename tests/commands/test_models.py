@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = trained_like(Residual(in_channels=1))
     save_file(model.state_dict(), path / "mine.safetensors")
     torch.save(model.state_dict(), path / "mine.pt")
+    torch.save(model, path / "whole.pt")
     return path
 
 
@@ -96,12 +97,16 @@ def test_the_whole_job(run: Shell, folder: Path) -> None:
     assert "predicted front" in said
     said = run(["finetune", "--run", "runs/mine", "--epochs", "0.2", "--out", "done"])
     assert 'apq_optuna.load_network("done", model=MODEL)' in said
+    assert "the whole model in float32: search-validation 0." in said
     network = apq.load_network(folder / "done", model=Residual(in_channels=1))
     assert network.about["model"] == "my_model:build"
     said = run(["ledger", "--run", "runs/mine"])
     assert "search" in said
     said = run(["trace", *MINE, "--hardware", "bitfusion-small", "--run", "runs/mine"])
-    assert "traced before" in said and "smallest, 4 bits" in said and "as it is" not in said
+    assert "traced before" in said and "smallest, 4 bits" in said and "as it is" in said
+    said = run(["trace", *MINE, "--run", "runs/mine", "--mean", "0.5"], status=2)
+    assert "--mean: the images of runs/mine are normalised with 0.3" in said
+    assert "trained in" not in run(["trace", "--run", "runs/mine"])  # no images are needed now
     other = ["trace", "--model", "timm:resnet18", *MINE[2:], "--run", "runs/mine"]
     assert "holds another network" in run(other, status=2)
 
@@ -112,6 +117,22 @@ def test_a_search_traces_by_itself(run: Shell) -> None:
     assert "traced before" in run(words)
     other = ["collect", "--model", "timm:resnet18", *MINE[2:], "--run", "runs/at-once"]
     assert "holds another network" in run(other, status=2)
+
+
+def test_a_run_that_a_script_began_goes_on_by_commands(run: Shell, folder: Path) -> None:
+    torch.manual_seed(0)
+    model = trained_like(Residual(in_channels=1))
+    data = apq.load_data("digits")
+    net = apq.PretrainedNet(model, apq.trace(model, (1, 8, 8)), data=data)
+    net.save(folder / "runs/script")
+    words = ["--run", "runs/script", "--pairs", "2", "--images", "50"]
+    said = run(["collect", *words], status=2)
+    assert "trace --run RUN --model MODULE:NAME" in said
+    before = net.weights_hash
+    run(["trace", "--run", "runs/script", "--model", "my_model:build"])
+    assert "2 fp32 pairs" in run(["collect", *words])
+    again = apq.PretrainedNet.load(folder / "runs/script", Residual(in_channels=1))
+    assert (again.source, again.weights_hash) == ("my_model:build", before)
 
 
 def test_a_model_of_torchvision_before_any_image_is_needed(
@@ -130,7 +151,10 @@ def test_a_model_of_torchvision_before_any_image_is_needed(
     ("words", "said"),
     [
         (["--weights", "mine.pt"], "is a pickle"),
-        (["--weights", "mine.pt"], "load(..., weights_only=False).state_dict()"),
+        (["--weights", "mine.pt"], 'load("mine.pt", weights_only=True)'),
+        (["--weights", "whole.pt"], 'load("whole.pt", weights_only=False).state_dict()'),
+        (["--model", "my_model.py:build"], "without .py: my_model:build"),
+        (["--model", "nowhere:build"], "looked for in the current folder"),
         (["--weights", "nowhere.safetensors"], "no such file"),
         (["--classes", "7"], "the images have 10 classes"),
         (["--keep", "0"], "shares above 0"),

@@ -227,8 +227,8 @@ class PretrainedNet(Supernet):
     def load(
         cls,
         path: str | Path,
-        *,
         model: nn.Module | None = None,
+        *,
         space: SearchSpace | None = None,
     ) -> PretrainedNet:
         """Reads what `save` wrote.
@@ -266,7 +266,8 @@ class PretrainedNet(Supernet):
             if not source or not (trusted or source.startswith(LIBRARIES)):
                 raise CheckpointError(
                     f"{path} is of a model of one's own ({source or 'of no name'}), and a file "
-                    "runs no code: give it, as in PretrainedNet.load(path, model=MyModel())"
+                    "runs no code: give it, as in PretrainedNet.load(path, model=MyModel()), or "
+                    "say once where it comes from: apq-optuna trace --run RUN --model MODULE:NAME"
                 )
             model = build_model(source, own.networks.num_classes)
         net = cls(model, space or own, source=source, how=about.get("how"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,14 @@ LIBRARIES = ("torchvision:", "timm:")
 
 CONVERT = """\
 from torch import load; from safetensors.torch import save_file
-save_file(load("{path}", weights_only=True), "{stem}.safetensors")"""
+save_file(load("{path}", weights_only=True), "{stem}.safetensors")
+(of a training checkpoint its tensors alone: load(...)["state_dict"], or as it calls them)"""
 
-WHOLE = (
-    'Of a training checkpoint take the tensors: load(...)["state_dict"], or as they are called '
-    "there. If the file is the model itself, torch.save(model), load it where its class is, "
-    "load(..., weights_only=False).state_dict(), and only if you trust it: that runs its code."
-)
+CONVERT_MODEL = """\
+from torch import load; from safetensors.torch import save_file
+save_file(load("{path}", weights_only=False).state_dict(), "{stem}.safetensors")
+(it is a whole model, torch.save(model): where its class is, and only if you trust the file, since
+that runs what it says)"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,13 @@ def _by_factory(source: str, classes: dict[str, Any]) -> Any:
     try:
         factory = import_named(source)
     except (ImportError, AttributeError) as error:
-        raise InvalidArgumentError(f"model={source!r}: {error}") from error
+        module = source.partition(":")[0]
+        hint = ""
+        if module.endswith(".py"):
+            hint = f"; without .py: {module.removesuffix('.py')}:{source.partition(':')[2]}"
+        elif isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+            hint = "; it is looked for in the current folder and on PYTHONPATH"
+        raise InvalidArgumentError(f"model={source!r}: {error}{hint}") from error
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):
@@ -154,12 +162,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         first = file.read(2)
     if is_pickle(first):
         other = "-tensors" if path.suffix == ".safetensors" else ""
-        lines = CONVERT.format(path=path, stem=f"{path.with_suffix('')}{other}")
+        lines = (CONVERT_MODEL if _whole_model(path) else CONVERT).format(
+            path=path, stem=f"{path.with_suffix('')}{other}"
+        )
         raise CheckpointError(
             f"weights={path} is a pickle (torch.save), and nothing is unpickled here. Convert it "
-            f"once, with Python:\n{lines}\n{WHOLE}"
+            f"once, with Python:\n{lines}"
         )
     return read_tensors(path)
+
+
+def _whole_model(path: Path) -> bool:
+    """Whether `torch.save` was given the model itself: its layers' classes are named. The file is
+    looked at, not unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            return any(b"torch.nn.modules" in archive.read(name) for name in names)
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def fit_state(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
