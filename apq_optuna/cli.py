@@ -213,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="finetuning rate (Adam) (default: what the study began with; 1e-3 "
                         "for a new one, 1e-4 for a model of your own)")  # fmt: skip
     options.averaging(search)
+    options.rates(search)
     search.add_argument("--images", type=int, help="search-validation images a trial is judged on")
     search.add_argument("--report", type=Path, help="HTML file (default: RUN/STUDY.html)")
     search.add_argument("--no-baselines", action="store_true",
@@ -248,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--steps", type=int, default=20, help="finetuning steps of a trial")
     compare.add_argument("--finetune-rate", type=float, default=1e-3, help="rate of a trial")
     options.averaging(compare)
+    options.rates(compare)
     compare.add_argument("--images", type=int, help="search-validation images of a trial")
     compare.add_argument(
         "--confirm", type=int, default=2, metavar="K",

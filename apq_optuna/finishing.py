@@ -28,14 +28,14 @@ from apq_optuna.quantization import (
     round_biases,
     save_network,
 )
-from apq_optuna.quantization.finetune import PRETRAINED_RATE, DivergedError
+from apq_optuna.quantization.finetune import ALIKE, PRETRAINED_RATE, DivergedError
 from apq_optuna.quantization.resuming import FinetuneCheckpoint
 from apq_optuna.supernet import PretrainedNet, SubnetModule, Supernet, accuracy
 from apq_optuna.supernet.devices import resolve_device
 from apq_optuna.supernet.modules import check_data
 
 FULL_FINETUNE = FinetuneOptions(
-    batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0
+    batch_size=128, learning_rate=1.5e-3, distillation=0.5, averaging=0.0, rates=ALIKE
 )
 
 FINISHED = "network.safetensors"
@@ -98,9 +98,12 @@ def finish(
     started = time.perf_counter()
     batch = min(options.batch_size, len(data.train))
     steps = max(1, round(epochs * (len(data.train) // batch)))
-    options = replace(options, steps=steps)
+    options = replace(options, steps=steps, rates=options.rates or ALIKE)
+    asked = asdict(options)
+    if options.rates == ALIKE:  # what was stopped before there was another goes on
+        del asked["rates"]
     images = [data.split_hash, data.augment, data.mean, data.std]
-    identity = json.dumps([supernet.weights_hash, subnet.identity, images, asdict(options)])
+    identity = json.dumps([supernet.weights_hash, subnet.identity, images, asked])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not overwrite and (Path(path) / FINISHED).exists():
         network = _finished_before(supernet, path, digest)

@@ -26,7 +26,9 @@ from apq_optuna.errors import InvalidArgumentError, MissingCostError, StudyMisma
 from apq_optuna.hardware import CostTable, Device, find_device
 from apq_optuna.networks import Subnet
 from apq_optuna.quantization import (
+    ALIKE,
     AVERAGING,
+    RATES,
     DivergedError,
     FinetuneOptions,
     finetune_quantized,
@@ -124,7 +126,7 @@ class Objective:
             "arithmetic": ARITHMETIC,
             "repeats": repeats,
         }
-        self._use(AVERAGING if self._asked.averaging is None else self._asked.averaging)
+        self._use(AVERAGING, RATES)
         if costs is not None:
             costs.compile(supernet.space)
 
@@ -139,9 +141,14 @@ class Objective:
         costs: list[Literal["minimize", "maximize"]] = ["minimize"] * (len(self.metric_names) - 1)
         return ["maximize", *costs]
 
-    def _use(self, averaging: float) -> None:
-        """Finetunes with a share of averaged steps, and takes it into the conditions."""
-        self.finetune = replace(self._asked, averaging=averaging)
+    def _use(self, averaging: float, rates: str) -> None:
+        """Finetunes so where nothing was asked for, and takes it into the conditions."""
+        asked = self._asked
+        self.finetune = replace(
+            asked,
+            averaging=averaging if asked.averaging is None else asked.averaging,
+            rates=rates if asked.rates is None else asked.rates,
+        )
         for name, value in asdict(self.finetune).items():
             self._conditions[f"finetune {name}"] = value
 
@@ -167,9 +174,8 @@ class Objective:
                 f"objective {self.metric_names}: use another study_name for other costs"
             )
         stored = study_attribute(study, "objective")
-        if stored is None and self._asked.averaging is None:
-            self._use(AVERAGING)
         if stored is None:
+            self._use(AVERAGING, RATES)
             set_study_attribute(study, "objective", self._conditions)
             set_study_attribute(study, "space", self.supernet.space.to_dict())
             return
@@ -177,10 +183,9 @@ class Objective:
         usual = usual_augment(self.data.name) or self.data.augment
         stored = {
             "augmentation": usual, "arithmetic": 1, "repeats": 1, "finetune averaging": 0.0,
-            **stored,
+            "finetune rates": ALIKE, **stored,
         }  # fmt: skip
-        if self._asked.averaging is None:
-            self._use(float(stored["finetune averaging"]))
+        self._use(float(stored["finetune averaging"]), str(stored["finetune rates"]))
         other = [
             f"{name} {stored.get(name)!r}, now {value!r}"
             for name, value in self._conditions.items()

@@ -64,7 +64,7 @@ def digits(folder: Path) -> Problem:
         plan = apq.TrainingPlan(epochs=40, batch_size=64, learning_rate=0.05)
         apq.train_supernet(net, data, plan, run)
     supernet = apq.OnceForAllNet.load(run)
-    options = apq.FinetuneOptions(steps=30, learning_rate=3e-3)
+    options = apq.FinetuneOptions(steps=30, learning_rate=3e-3, rates="alike")
     costs = apq.hardware.bitfusion_small().table(supernet.space)
     return _network(run, supernet, data, costs, options, pairs=800, images=None)
 
@@ -74,7 +74,7 @@ def cifar10(folder: Path, images: str) -> Problem:
     run = folder / "cifar10"
     run.mkdir(parents=True, exist_ok=True)
     supernet = apq.OnceForAllNet.load(RACED)
-    options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256)
+    options = apq.FinetuneOptions(steps=10, batch_size=64, calibration_images=256, rates="alike")
     costs = apq.hardware.bitfusion().table(supernet.space)
     problem = _network(
         run, supernet, apq.load_data(images), costs, options, pairs=None, images=1500
@@ -94,7 +94,7 @@ def own(folder: Path, images: str) -> Problem:
     data = apq.load_data(images, image_size=told["image_size"], mean=told["mean"], std=told["std"])
     rate = PRETRAINED_RATE * apq.FinetuneOptions().learning_rate  # as `search` has it
     options = apq.FinetuneOptions(
-        steps=8, batch_size=64, calibration_images=128, learning_rate=rate
+        steps=8, batch_size=64, calibration_images=128, learning_rate=rate, rates="alike"
     )
     costs = apq.hardware.bitfusion().table(net.space)
     problem = _network(

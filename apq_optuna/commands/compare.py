@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from apq_optuna.commands.common import (
@@ -23,6 +24,7 @@ from apq_optuna.commands.images import supernet_images
 from apq_optuna.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from apq_optuna.comparison import Setting
     from apq_optuna.supernet import OnceForAllNet, TrainingPlan
 
 LEAST_SECONDS = 1.0
@@ -86,6 +88,7 @@ def compare(arguments: Any) -> None:
         steps=arguments.steps,
         learning_rate=arguments.finetune_rate,
         averaging=arguments.averaging,
+        rates=arguments.rates,
     )
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     say(
@@ -97,11 +100,11 @@ def compare(arguments: Any) -> None:
     for seed in seeds:
         for metric, limit in cases:
             for method in chosen:
-                setting = Setting(
+                setting = _as_begun(Setting(
                     supernet, data, costs, metric, limit, seed, arguments.trials, options,
                     storage, store, folder, arguments.epochs, arguments.confirm, plan,
                     arguments.images, arguments.device, say,
-                )  # fmt: skip
+                ))  # fmt: skip
                 if not arguments.threads:
                     share_cores()
                 with ledger.task(
@@ -145,6 +148,21 @@ def _cases(arguments: Any) -> list[tuple[str, float]]:
     if not cases:
         raise InvalidArgumentError("--budget METRIC=LIMIT is needed, once for each budget")
     return cases
+
+
+def _as_begun(setting: Setting) -> Setting:
+    """The setting with the rates that its comparison began with, if none are asked for."""
+    import optuna
+
+    from apq_optuna.quantization import ALIKE, RATES
+
+    if setting.finetune.rates is not None:
+        return setting
+    before = replace(setting, finetune=replace(setting.finetune, rates=ALIKE))
+    names = optuna.get_all_study_names(setting.storage)
+    if any(f"[{before.conditions}]" in name for name in names):
+        return before
+    return replace(setting, finetune=replace(setting.finetune, rates=RATES))
 
 
 def _mobilenet_plan(arguments: Any, supernet: OnceForAllNet) -> TrainingPlan | None:

@@ -184,7 +184,8 @@ def _of_trial(
     known = {field.name for field in fields(FinetuneOptions)}
     prefix = "finetune "
     how = {k.removeprefix(prefix): v for k, v in conditions.items() if k.startswith(prefix)}
-    options = FinetuneOptions(**{"averaging": 0.0} | {k: v for k, v in how.items() if k in known})
+    before = {"averaging": 0.0, "rates": "alike"}  # there was nothing else
+    options = FinetuneOptions(**before | {k: v for k, v in how.items() if k in known})
     say(
         f"trial {number}: finetuning it as it was measured ({options.steps} steps); `finetune` "
         "trains it fully"

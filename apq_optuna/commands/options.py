@@ -14,6 +14,15 @@ def averaging(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def rates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rates", choices=("by-width", "alike"),
+        help="by-width: finetuning changes weights the less the more bits they have, and step "
+        "sizes by shares of themselves; alike: one rate for all (default: what the study began "
+        "with, by-width for a new one)",
+    )  # fmt: skip
+
+
 def one_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="bitfusion",
                         help="name of a device, or module:name of your own")  # fmt: skip

@@ -97,10 +97,12 @@ def _enqueue(
     words += ["--source-study", study.study_name]
     # as the study was measured, or its accuracies would not compare
     conditions = study_attribute(study, "objective") or {}
+    conditions = {"finetune rates": "alike", **conditions}
     usual = {"--averaging": 0.0, "--repeats": 1}
     for option, condition in (
         ("--steps", "finetune steps"), ("--finetune-rate", "finetune learning_rate"),
         ("--images", "images"), ("--averaging", "finetune averaging"), ("--repeats", "repeats"),
+        ("--rates", "finetune rates"),
     ):  # fmt: skip
         if conditions.get(condition) not in (None, usual.get(option)):
             words += [option, str(conditions[condition])]

@@ -77,6 +77,7 @@ def search(arguments: Any) -> None:
         steps=arguments.steps,
         learning_rate=_finetune_rate(arguments, supernet),
         averaging=arguments.averaging,
+        rates=arguments.rates,
     )
     run_study(
         arguments, supernet, data, costs, options, study_name=arguments.study,

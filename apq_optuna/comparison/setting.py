@@ -26,7 +26,7 @@ from apq_optuna.hardware import CostTable
 from apq_optuna.networks import Genotypes
 from apq_optuna.objective import Objective
 from apq_optuna.pairs import PairStore
-from apq_optuna.quantization import FinetuneOptions, fold_network, fp32_network
+from apq_optuna.quantization import ALIKE, FinetuneOptions, fold_network, fp32_network
 from apq_optuna.supernet import OnceForAllNet, TrainingPlan, accuracy
 from apq_optuna.supernet.devices import resolve_device
 
@@ -86,9 +86,12 @@ class Setting:
     @cached_property
     def conditions(self) -> str:
         """Short hash of all but budget and seed: only cases of the same compare."""
+        finetune = asdict(self.finetune)
+        if self.finetune.rates == ALIKE:  # as comparisons were before there was another
+            del finetune["rates"]
         said = [
             self.costs.digest, self.supernet.weights_hash, self.data.split_hash,
-            self.data.augment, self.trials, asdict(self.finetune), self.images, self.epochs,
+            self.data.augment, self.trials, finetune, self.images, self.epochs,
             self.repeats, None if self.mobilenet_plan is None else self.mobilenet_plan.identity,
         ]  # fmt: skip
         if quantized := len(self.pairs.quantized()):  # joint search learns from them, too

@@ -1,7 +1,9 @@
 """Mixed-precision quantization of extracted subnets, and their finetuning."""
 
 from apq_optuna.quantization.finetune import (
+    ALIKE,
     AVERAGING,
+    RATES,
     DivergedError,
     FinetuneOptions,
     finetune_quantized,
@@ -24,7 +26,9 @@ from apq_optuna.quantization.quantizers import (
 )
 
 __all__ = [
+    "ALIKE",
     "AVERAGING",
+    "RATES",
     "DivergedError",
     "FinetuneOptions",
     "calibrate",

@@ -24,12 +24,22 @@ from apq_optuna.supernet.evaluation import BATCH_PIXELS
 AVERAGING = 0.0
 """Share of the steps, at the end, that a new study averages over; see `benchmarks/noise.py`."""
 
+ALIKE, BY_WIDTH = "alike", "by-width"
+"""How rates are given to weights and step sizes; see `FinetuneOptions.rates`."""
+
+RATES = BY_WIDTH
+"""What a new study does; see `benchmarks/README.md`, "Rates by width"."""
+
 PRETRAINED_RATE = 0.1
 """Learning rates for a model of one's own, as a share of those for a supernet's networks: weights
 of a deep one, with BatchNorm folded in, are small, and Adam's first steps are not."""
 
 SCALE_RATE = 0.3
-"""Learning rate of step sizes, as a share of that of weights."""
+"""Learning rate of step sizes, as a share of that of weights, where all have one rate."""
+
+SCALE_SHARE = 6.0
+"""What a step size changes by in a step, as a share of itself and of the learning rate, where
+rates are by width."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,11 @@ class FinetuneOptions:
             2018), in [0, 1]; 0 is none. Of a few steps the last one is mostly chance: an average
             says more of the network. None is what is best for new studies, and what a study began
             with for others.
+        rates: `by-width`: the rate of a layer's weights and biases falls to half with every two
+            bits above 4, since what is rounded finely is nearly right and only needs to stay so,
+            and step sizes change by shares of themselves; `alike`: one rate for all, in absolute
+            terms, so that 20 steps cost a network at 8 bits more than rounding does. None as for
+            `averaging`.
     """
 
     steps: int = 20
@@ -55,6 +70,7 @@ class FinetuneOptions:
     calibration_images: int = 512
     distillation: float = 0.5
     averaging: float | None = None
+    rates: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -68,6 +84,8 @@ class FinetuneOptions:
             raise InvalidArgumentError(f"learning_rate={self.learning_rate}: must be positive")
         if self.averaging is not None and not 0 <= self.averaging <= 1:
             raise InvalidArgumentError(f"averaging={self.averaging}: must be between 0 and 1")
+        if self.rates not in (None, ALIKE, BY_WIDTH):
+            raise InvalidArgumentError(f"rates={self.rates!r}: {BY_WIDTH} or {ALIKE}")
 
     @property
     def averaged_steps(self) -> int:
@@ -157,7 +175,11 @@ def finetune_quantized(
     flats = [together.weights, others, together.scales, scales]
     learned = [together.weights.vector, others.vector]
     steps_of = [together.scales.vector, scales.vector]
-    groups = [{"params": learned, "weight": 1.0}, {"params": steps_of, "weight": SCALE_RATE}]
+    own = None
+    if (options.rates or RATES) == BY_WIDTH:
+        own = _own_rates(module, [together.weights, others])
+    of_steps = SCALE_RATE if own is None else SCALE_SHARE
+    groups = [{"params": learned, "weight": 1.0}, {"params": steps_of, "weight": of_steps}]
     optimizer = torch.optim.Adam(groups, lr=options.learning_rate, eps=1e-8)
     share = options.distillation if teacher is not None else 0.0
     averages = [torch.zeros_like(flat.vector) for flat in flats]
@@ -187,7 +209,14 @@ def finetune_quantized(
             loss.backward()
             nn.utils.clip_grad_norm_(learned, 5.0)
             whole = False
+            before = [vector.data.clone() for vector in (*learned, *steps_of)] if own else []
             optimizer.step()
+            if own is not None:
+                shares = (*own, *before[len(learned) :])  # a step size's is itself
+                for vector, old, share_of in zip(
+                    (*learned, *steps_of), before, shares, strict=True
+                ):
+                    vector.data.copy_(torch.lerp(old, vector.data, share_of))
             for vector in steps_of:
                 vector.data.clamp_min_(SMALLEST_SCALE)
             if step >= first:
@@ -209,6 +238,31 @@ def finetune_quantized(
         for flat in flats:
             flat.release()
     return module.eval()
+
+
+def width_rate(bits: int) -> float:
+    """The rate of weights of a width, as a share of that at 4 bits.
+
+    Steps between codes are 16 times as fine at 8 bits as at 4; the rate falls with their root.
+    """
+    return float(2.0 ** ((4 - min(bits, 8)) / 2))
+
+
+def _own_rates(module: nn.Module, flats: Sequence[FlatParameters]) -> list[Tensor]:
+    """A rate for each value of the vectors, by the width of its layer; of no layer is as of 8."""
+    rates = {
+        id(parameter): width_rate(layer.w_bits)
+        for layer in quantized_layers(module)
+        for parameter in (layer.weight, layer.bias)
+        if parameter is not None
+    }
+    found = []
+    for flat in flats:
+        parts = [
+            p.new_full((p.numel(),), rates.get(id(p), width_rate(8))) for p in flat.parameters
+        ]
+        found.append(torch.cat(parts) if parts else flat.vector.data.clone())
+    return found
 
 
 class _State:

@@ -222,3 +222,53 @@ def test_a_compiled_network_learns_as_one_that_is_not() -> None:
     found = torch.autograd.grad(torch.compile(loss, backend="eager")(x, scale), (x, scale))
     for a, b in zip(expected, found, strict=True):
         assert torch.allclose(a, b) and a.abs().sum() > 0
+
+
+# ---------------------------------------------------------------------- rates by width
+
+
+def moved(
+    supernet: OnceForAllNet, digits: ImageData, bits: int, rates: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """How far one step moves weights, absolutely, and step sizes, as shares of themselves."""
+    subnet = supernet.largest.with_bits(bits)
+    module = fp32_network(supernet, subnet, digits, 256, 0)
+    network = quantized_network(module, subnet, digits, 256, 0)
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    finetune_quantized(
+        network, digits, FinetuneOptions(steps=1, learning_rate=1e-3, rates=rates), seed=0
+    )
+    weights, steps = {}, {}
+    for name, value in network.named_parameters():
+        change = (value.detach() - before[name]).abs()
+        if name.endswith("_scale"):
+            steps[name] = float((change / before[name]).max())
+        elif name.endswith("weight"):
+            weights[name] = float(change.max())
+    return weights, steps
+
+
+def test_a_layers_rate_falls_with_its_width(supernet: OnceForAllNet, digits: ImageData) -> None:
+    rates = {bits: moved(supernet, digits, bits, "by-width")[0] for bits in (4, 6, 8)}
+    names = [name for name in rates[4] if rates[4][name] > 1.5 * rates[8][name]]
+    assert len(names) > 5
+    for name in names:  # Adam's first step is its rate
+        assert rates[4][name] == pytest.approx(1e-3, rel=0.02)
+        assert rates[6][name] == pytest.approx(5e-4, rel=0.02)
+        assert rates[8][name] == pytest.approx(2.5e-4, rel=0.02)
+    alike, _ = moved(supernet, digits, 8, "alike")
+    assert all(alike[name] == pytest.approx(1e-3, rel=0.02) for name in names)
+
+
+def test_step_sizes_change_by_a_share_of_themselves(
+    supernet: OnceForAllNet, digits: ImageData
+) -> None:
+    _, steps = moved(supernet, digits, 8, "by-width")
+    assert max(steps.values()) == pytest.approx(6e-3, rel=0.02)
+    _, steps = moved(supernet, digits, 8, "alike")
+    assert max(steps.values()) > 0.03  # 3e-4 of a step size of less than 0.01
+
+
+def test_rates_are_named(supernet: OnceForAllNet) -> None:
+    with pytest.raises(InvalidArgumentError, match="rates='other': by-width or alike"):
+        FinetuneOptions(rates="other")
