@@ -71,7 +71,7 @@ def finish(
         subnet: Architecture and bit-widths, from a trial of the front.
         path: Folder for `network.safetensors` and `network.json`; `load_network` reads it.
         epochs: Passes over the training images.
-        options: Everything but the number of steps.
+        options: Everything but the number of steps; its `rates` are alike unless it says so.
         costs: Table whose costs travel with the network.
         device: `auto`, `cpu` or `cuda`.
         about: More to store beside it, in JSON types.
@@ -179,8 +179,9 @@ def _finished_before(supernet: Supernet, path: str | Path, digest: str) -> Subne
     """The network that the folder holds, if it is the one that is asked for."""
     _, stored = read_checkpoint(Path(path) / FINISHED)
     if stored.get("finished") != digest:
+        which = "another" if "finished" in stored else "an earlier version's"
         raise InvalidArgumentError(
-            f"path={path} holds another finished network, tested once; choose another folder, or "
+            f"path={path} holds {which} finished network, tested once; choose another folder, or "
             "overwrite=True"
         )
     model = supernet.model if isinstance(supernet, PretrainedNet) else None

@@ -100,7 +100,7 @@ class Objective:
         self.supernet = supernet.to(self.device).eval()
         self.data = data
         self.costs = costs
-        self._asked = finetune or FinetuneOptions()
+        self.finetune = self._asked = finetune or FinetuneOptions()
         self.images = images
         self.repeats = repeats
         self.progress = progress
@@ -144,12 +144,12 @@ class Objective:
     def _use(self, averaging: float, rates: str) -> None:
         """Finetunes so where nothing was asked for, and takes it into the conditions."""
         asked = self._asked
-        self.finetune = replace(
-            asked,
-            averaging=averaging if asked.averaging is None else asked.averaging,
-            rates=rates if asked.rates is None else asked.rates,
-        )
-        for name, value in asdict(self.finetune).items():
+        filled: dict[str, Any] = {
+            "averaging": averaging if asked.averaging is None else asked.averaging,
+            "rates": rates if asked.rates is None else asked.rates,
+        }
+        self.finetune = replace(self.finetune, **filled)  # a script may have changed the rest
+        for name, value in asdict(replace(asked, **filled)).items():
             self._conditions[f"finetune {name}"] = value
 
     def check_study(self, study: Study) -> None:
@@ -176,8 +176,9 @@ class Objective:
         stored = study_attribute(study, "objective")
         if stored is None:
             self._use(AVERAGING, RATES)
-            set_study_attribute(study, "objective", self._conditions)
+            set_study_attribute(study, "objective", dict(self._conditions))
             set_study_attribute(study, "space", self.supernet.space.to_dict())
+            self._checked = study
             return
         # one that says nothing of it did what was usual, or what its own images still do
         usual = usual_augment(self.data.name) or self.data.augment
@@ -185,6 +186,7 @@ class Objective:
             "augmentation": usual, "arithmetic": 1, "repeats": 1, "finetune averaging": 0.0,
             "finetune rates": ALIKE, **stored,
         }  # fmt: skip
+        before = str(self.finetune.averaging), str(self.finetune.rates)
         self._use(float(stored["finetune averaging"]), str(stored["finetune rates"]))
         other = [
             f"{name} {stored.get(name)!r}, now {value!r}"
@@ -198,10 +200,12 @@ class Objective:
                 study.study_name, stored["arithmetic"], ARITHMETIC,
             )  # fmt: skip
         if other:
+            self._use(float(before[0]), before[1])
             raise StudyMismatchError(
                 f"the study {study.study_name!r} was measured under other conditions, so values "
                 f"would not compare: {'; '.join(other)}. Use another study_name"
             )
+        self._checked = study
 
     def __call__(self, trial: Trial) -> tuple[float, ...] | float:
         """Values of one trial: accuracy in [0, 1], then costs.
@@ -211,7 +215,6 @@ class Objective:
         """
         if trial.study is not self._checked:
             self.check_study(trial.study)
-            self._checked = trial.study
         started = time.perf_counter()
         subnet = self.supernet.space.suggest(trial)
         costs: tuple[float, ...] = ()

@@ -56,7 +56,10 @@ def write(arguments: argparse.Namespace) -> None:
     conditions = study_attribute(study, "objective")
     how = {k.removeprefix("finetune "): v for k, v in conditions.items() if k.startswith("finetu")}
     objective = apq.Objective(
-        net, data, finetune=FinetuneOptions(**how), images=conditions.get("images")
+        net,
+        data,
+        finetune=FinetuneOptions(**{"averaging": 0.0, "rates": "alike"} | how),
+        images=conditions.get("images"),
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     for i in front:

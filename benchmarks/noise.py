@@ -17,6 +17,7 @@ import json
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _machine import describe
@@ -25,16 +26,20 @@ import apq_optuna as apq
 from apq_optuna import objective as module
 from apq_optuna.supernet import OnceForAllNet
 
-DEFAULT = ["averaging=0", "averaging=0.5", "averaging=0,learning_rate=0.0005"]
+DEFAULT = [
+    f"{variant},rates=by-width"
+    for variant in ("averaging=0", "averaging=0.5", "averaging=0,learning_rate=0.0005")
+]
 
 
 def parsed(variant: str) -> apq.FinetuneOptions:
     """`name=value,...` as options; whole numbers stay whole."""
     kinds = {field.name: str(field.type) for field in fields(apq.FinetuneOptions)}
-    values = {}
+    values: dict[str, Any] = {"rates": "alike"}  # as what says nothing of it was measured
     for text in variant.split(","):
         name, _, value = text.partition("=")
-        values[name] = int(value) if kinds[name] == "int" else float(value)
+        kind = str if kinds[name].startswith("str") else int if kinds[name] == "int" else float
+        values[name] = kind(value)
     return apq.FinetuneOptions(**values)
 
 

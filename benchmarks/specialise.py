@@ -18,6 +18,7 @@ import optuna
 from _machine import describe
 
 import apq_optuna as apq
+from apq_optuna._optuna import study_attribute
 from apq_optuna.hardware import CostTable, correct, find_device
 from apq_optuna.hardware.tables.calibrate import calibration_networks
 from apq_optuna.objective import genotype_seed
@@ -47,9 +48,9 @@ space = supernet.space
 store = apq.PairStore(arguments.storage, supernet=supernet)
 study = optuna.load_study(study_name=arguments.study, storage=apq.open_storage(arguments.storage))
 data = apq.load_data(arguments.data)
-objective = apq.Objective(
-    supernet, data, finetune=apq.FinetuneOptions(steps=arguments.steps), images=arguments.images
-)
+rates = (study_attribute(study, "objective") or {}).get("finetune rates", "alike")
+options = apq.FinetuneOptions(steps=arguments.steps, rates=rates)
+objective = apq.Objective(supernet, data, finetune=options, images=arguments.images)
 tables: dict[str, CostTable] = {}
 for name in ("bitfusion", "bitserial", "cpu"):
     device = find_device(name)

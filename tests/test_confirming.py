@@ -126,18 +126,33 @@ def test_repeats_are_averaged(objective: apq.Objective, supernet: OnceForAllNet)
 def test_a_study_keeps_the_finetuning_it_began_with(objective: apq.Objective) -> None:
     old = new_study(objective)
     conditions = {**objective._conditions}
-    del conditions["finetune averaging"], conditions["repeats"]
+    del conditions["finetune averaging"], conditions["repeats"], conditions["finetune rates"]
     set_study_attribute(old, "objective", conditions)  # as before there was averaging
     objective.check_study(old)
-    assert objective.finetune.averaging == 0.0
+    assert (objective.finetune.averaging, objective.finetune.rates) == (0.0, "alike")
     fresh = new_study(objective)
     objective.check_study(fresh)
     share = study_attribute(fresh, "objective")["finetune averaging"]
     assert share == objective.finetune.averaging
+    assert study_attribute(fresh, "objective")["finetune rates"] == "by-width"
     asked = replace(FAST, averaging=0.25)
     other = apq.Objective(objective.supernet, objective.data, objective.costs, finetune=asked)
     with pytest.raises(StudyMismatchError, match="finetune averaging"):
         other.check_study(old)
+    assert other.finetune.rates == "by-width"  # as it was
+
+
+def test_an_objective_of_two_studies_measures_each_as_it_began(objective: apq.Objective) -> None:
+    old, fresh = new_study(objective), new_study(objective)
+    conditions = {**objective._conditions}
+    del conditions["finetune rates"]
+    set_study_attribute(old, "objective", conditions)
+    objective.check_study(fresh)
+    assert objective.finetune.rates == "by-width"
+    objective.check_study(old)
+    assert objective.finetune.rates == "alike"
+    fresh.optimize(objective, n_trials=1)
+    assert objective.finetune.rates == "by-width"
 
 
 def test_the_last_steps_are_averaged(supernet: OnceForAllNet, digits: ImageData) -> None:

@@ -160,7 +160,8 @@ def _as_begun(setting: Setting) -> Setting:
         return setting
     before = replace(setting, finetune=replace(setting.finetune, rates=ALIKE))
     names = optuna.get_all_study_names(setting.storage)
-    if any(f"[{before.conditions}]" in name for name in names):
+    begun = any(f"[{before.conditions}]" in name for name in names)
+    if begun or any(setting.folder.rglob(f"*-{before.conditions}")):  # of its first stages
         return before
     return replace(setting, finetune=replace(setting.finetune, rates=RATES))
 

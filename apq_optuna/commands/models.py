@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import tempfile
 import time
@@ -61,7 +62,8 @@ def trace(arguments: Any) -> None:
     else:
         net, data = traced_net(arguments)
     family = net.space.family
-    assert isinstance(family, TracedFamily)
+    if not isinstance(family, TracedFamily):
+        raise InvalidArgumentError(f"--run {arguments.run} holds a supernet, not a traced model")
     say(_decisions_table(net.space, family))
     for note in list(dict.fromkeys(_gathered(family.notes)))[:SHOWN]:
         say(f"note: {note}")
@@ -115,6 +117,8 @@ def net_of(arguments: Any) -> Supernet:
                 f"--model {arguments.model}: {folder} holds another network; choose another --run"
             )
         _as_before(arguments, net)
+        if not json.loads((folder / FILE).read_text()).get("model"):
+            net.save(folder)  # further commands know where it comes from
         say(f"{arguments.model}: traced before, in {folder}")
         return net
     if not arguments.data:
@@ -128,7 +132,7 @@ def net_of(arguments: Any) -> Supernet:
 
 
 def _kept(folder: Path, model: str) -> Supernet:
-    """The network of a run; what a script has put there learns where its model comes from."""
+    """The network of a run; of what a script has put there without a name, the model is given."""
     from apq_optuna._checkpoints import read_checkpoint
     from apq_optuna.supernet import PretrainedNet, load_net
     from apq_optuna.supernet.pretrained.net import KIND
@@ -136,9 +140,9 @@ def _kept(folder: Path, model: str) -> Supernet:
     tensors, about = read_checkpoint((folder / FILE).with_suffix(".safetensors"))
     if about.get("kind") != KIND or about.get("model"):
         return load_net(folder, trusted=True)
-    net = PretrainedNet.of_checkpoint(tensors, about | {"model": model}, str(folder), trusted=True)
-    net.save(folder)
-    return net
+    return PretrainedNet.of_checkpoint(
+        tensors, about | {"model": model}, str(folder), trusted=True
+    )
 
 
 def teacher_of(arguments: Any, space: SearchSpace, data: ImageData) -> nn.Module | None:

@@ -61,7 +61,7 @@ class FinetuneOptions:
             bits above 4, since what is rounded finely is nearly right and only needs to stay so,
             and step sizes change by shares of themselves; `alike`: one rate for all, in absolute
             terms, so that 20 steps cost a network at 8 bits more than rounding does. None as for
-            `averaging`.
+            `averaging`, and in `finish` it is `alike`.
     """
 
     steps: int = 20
@@ -245,7 +245,7 @@ def width_rate(bits: int) -> float:
 
     Steps between codes are 16 times as fine at 8 bits as at 4; the rate falls with their root.
     """
-    return float(2.0 ** ((4 - min(bits, 8)) / 2))
+    return float(2.0 ** ((4 - min(max(bits, 4), 8)) / 2))
 
 
 def _own_rates(module: nn.Module, flats: Sequence[FlatParameters]) -> list[Tensor]:

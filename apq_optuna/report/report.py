@@ -267,7 +267,8 @@ def _conditions(study: Study) -> str:
         for name, text in (
             ("device", "costs of {}"), ("images", "{} search-validation images"),
             ("finetune steps", "{} steps of finetuning"),
-            ("finetune learning_rate", "a rate of {:g}"), ("repeats", "seeds a trial: {}"),
+            ("finetune learning_rate", "a rate of {:g}"), ("finetune rates", "rates {}"),
+            ("finetune averaging", "averaged share {:g}"), ("repeats", "seeds a trial: {}"),
         )
         if stored.get(name) is not None
     ]  # fmt: skip

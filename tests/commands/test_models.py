@@ -119,12 +119,19 @@ def test_a_search_traces_by_itself(run: Shell) -> None:
     assert "holds another network" in run(other, status=2)
 
 
+def test_a_supernet_is_no_traced_model(run: Shell, run_folder: Path) -> None:
+    assert "holds a supernet, not a traced model" in run(["trace", "--run", str(run_folder)], 2)
+
+
 def test_a_run_that_a_script_began_goes_on_by_commands(run: Shell, folder: Path) -> None:
     torch.manual_seed(0)
     model = trained_like(Residual(in_channels=1))
     data = apq.load_data("digits")
     net = apq.PretrainedNet(model, apq.trace(model, (1, 8, 8)), data=data)
     net.save(folder / "runs/script")
+    refused = ["trace", "--run", "runs/script", "--model", "my_model:build", "--bits", "2", "8"]
+    assert "--bits: runs/script has its network as it is" in run(refused, status=2)
+    assert not json.loads((folder / "runs/script/supernet.json").read_text())["model"]
     words = ["--run", "runs/script", "--pairs", "2", "--images", "50"]
     said = run(["collect", *words], status=2)
     assert "trace --run RUN --model MODULE:NAME" in said

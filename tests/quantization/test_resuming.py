@@ -62,25 +62,30 @@ def traced(digits: ImageData) -> tuple[PretrainedNet, Subnet]:
 
 
 @pytest.mark.parametrize(
-    ("family", "stopped_at"),
-    [("mobile", 3), ("mobile", 12), ("traced", 12)],  # before and after averaging begins
+    ("family", "stopped_at", "rates"),
+    [
+        ("mobile", 3, "alike"),
+        ("mobile", 12, "by-width"),
+        ("traced", 12, "by-width"),
+    ],  # before and after averaging begins
 )
 def test_it_ends_as_one_that_was_not_stopped(
     supernet: OnceForAllNet, traced: tuple[PretrainedNet, Subnet], digits: ImageData,
-    tmp_path: Path, family: str, stopped_at: int,
+    tmp_path: Path, family: str, stopped_at: int, rates: str,
 ) -> None:  # fmt: skip
     space = supernet.space
+    options = {"options": replace(OPTIONS, rates=rates)}
     net, subnet = (
         traced
         if family == "traced"
         else (supernet, space.decode(space.sample(1, np.random.default_rng(1))[0]))
     )
-    whole, steps = finish(net, digits, subnet, tmp_path / "whole")
+    whole, steps = finish(net, digits, subnet, tmp_path / "whole", **options)
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > 12
     with pytest.raises(Stopped):
-        finish(net, digits, subnet, tmp_path / "broken", report=stop_at(stopped_at))
+        finish(net, digits, subnet, tmp_path / "broken", report=stop_at(stopped_at), **options)
     assert (tmp_path / "broken/finetuning.safetensors").exists()
-    again, left = finish(net, digits, subnet, tmp_path / "broken")
+    again, left = finish(net, digits, subnet, tmp_path / "broken", **options)
     assert left == list(range(stopped_at + 1, len(steps) + 1))
     for (name, mine), theirs in zip(
         whole.state_dict().items(), again.state_dict().values(), strict=True
