@@ -98,7 +98,7 @@ def _enqueue(
     # as the study was measured, or its accuracies would not compare
     conditions = study_attribute(study, "objective") or {}
     conditions = {"finetune rates": "alike", **conditions}
-    usual = {"--averaging": 0.0, "--repeats": 1}
+    usual = {"--averaging": 0.0, "--repeats": 1, "--rates": "by-width"}
     for option, condition in (
         ("--steps", "finetune steps"), ("--finetune-rate", "finetune learning_rate"),
         ("--images", "images"), ("--averaging", "finetune averaging"), ("--repeats", "repeats"),

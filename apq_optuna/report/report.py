@@ -262,6 +262,7 @@ def write_html(
 def _conditions(study: Study) -> str:
     """What the study's values were measured under, as a sentence; empty if it does not say."""
     stored = study_attribute(study, "objective") or {}
+    usual = {"finetune averaging": 0.0, "repeats": 1}
     told = [
         text.format(stored[name])
         for name, text in (
@@ -270,7 +271,7 @@ def _conditions(study: Study) -> str:
             ("finetune learning_rate", "a rate of {:g}"), ("finetune rates", "rates {}"),
             ("finetune averaging", "averaged share {:g}"), ("repeats", "seeds a trial: {}"),
         )
-        if stored.get(name) is not None
+        if stored.get(name) is not None and stored[name] != usual.get(name)
     ]  # fmt: skip
     return f" Measured with: {'; '.join(told)}." if told else ""
 
