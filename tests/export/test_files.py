@@ -25,7 +25,7 @@ from apq_optuna.export.writing import write_both
 from apq_optuna.quantization import fp32_network, quantized_network, round_biases
 from apq_optuna.supernet import OnceForAllNet, SubnetModule
 from tests.conftest import FAST
-from tests.export.helpers import check, run
+from tests.export.helpers import check, products_saturate, run
 
 SPACE = apq.SearchSpace.preset("digits")
 
@@ -188,6 +188,7 @@ def test_figures_of_a_processor_that_saturates_are_of_the_precise_session(
     assert proof["saturates"] and proof["runtime"] == "precise" and proof["passed"]
 
 
+@pytest.mark.skipif(products_saturate(), reason="without VNNI noise saturates the kernels")
 def test_a_file_without_images_is_tried_on_noise(finished: SubnetModule, tmp_path: Path) -> None:
     assert export_onnx(finished, tmp_path / "network.onnx")["parity"] is None
     made = build_onnx(finished)
