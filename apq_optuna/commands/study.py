@@ -134,6 +134,7 @@ def run_study(
     baselines: bool = True, measured_on: Device | None = None, repeats: int = 1,
 ) -> Study:  # fmt: skip
     import optuna
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
@@ -197,6 +198,7 @@ def run_study(
     ) as entry:  # fmt: skip
         entry.units_done, entry.units_total = 0, arguments.trials
         lost = 0
+        taken: int | None = None  # by another worker, from under this one
 
         def count(study: Study, trial: Any) -> None:
             nonlocal lost
@@ -214,19 +216,34 @@ def run_study(
                 )
 
         def measure(trial: Trial) -> tuple[float, ...] | float:
+            nonlocal taken
+            taken = None
             if not arguments.threads:
                 share_cores()  # others may have come or gone
-            return objective(trial)
+            try:
+                return objective(trial)
+            except UpdateFinishedTrialError:
+                taken = trial.number
+                raise
 
-        if done < arguments.trials:
-            study.optimize(
-                measure,
-                callbacks=[
-                    count,
-                    drawing,
-                    MaxTrialsCallback(arguments.trials, (TrialState.COMPLETE,)),
-                ],
-            )
+        while completed_trials(study) < arguments.trials:
+            try:
+                study.optimize(
+                    measure,
+                    callbacks=[
+                        count,
+                        drawing,
+                        MaxTrialsCallback(arguments.trials, (TrialState.COMPLETE,)),
+                    ],
+                )
+                break
+            except ValueError:  # from Optuna, which cannot tell a trial that has ended
+                if taken is None:
+                    raise
+                say(
+                    f"trial {taken} stood still, as when a machine sleeps, and another worker "
+                    "took it for dead: going on with the next"
+                )
     if getattr(arguments, "confirm", None):
         from apq_optuna.confirming import confirm
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+import apq_optuna as apq
 from apq_optuna.cli import main
 from apq_optuna.hardware import CPU, DEVICES, CostTable
 
@@ -126,6 +127,28 @@ def test_a_search_in_which_nothing_works_gives_up(
     assert "3 trials in a row gave no values; the last one: the loss became" in (
         capsys.readouterr().err
     )
+
+
+def test_a_worker_that_stood_still_goes_on(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    measured = apq.Objective.__call__
+
+    def standing_still(objective: apq.Objective, trial: optuna.Trial) -> object:
+        if trial.number == 1:  # what another worker does that finds no heartbeat
+            trial.storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        return measured(objective, trial)
+
+    monkeypatch.setattr(apq.Objective, "__call__", standing_still)
+    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
+               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
+    assert main(command) == 0
+    assert "trial 1 stood still" in capsys.readouterr().out
+    study = optuna.load_study(study_name="search", storage=apq.open_storage("sqlite:///a.db"))
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from apq_optuna._optuna import set_study_attribute, study_attribute
 from apq_optuna.cli import main
 from apq_optuna.export import measure
 from apq_optuna.storage import open_storage
@@ -70,6 +71,22 @@ def test_a_trial_is_exported_as_it_was_measured_then_as_it_was_finished(
     assert (folder / "network.onnx").exists()
     said = capsys.readouterr().out
     assert "50 search-validation images" in said and "largest network, W8A8" in said
+
+
+def test_a_trial_of_before_there_were_rates_is_finetuned_as_it_was(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--steps", "8", "--finetune-rate", "3e-3", "--rates", "alike"]
+    assert main(["search", "--run", str(run), *SEARCH, *more]) == 0
+    study = optuna.load_study(study_name="search", storage=open_storage(f"sqlite:///{run}/apq.db"))
+    conditions = dict(study_attribute(study, "objective"))
+    del conditions["finetune rates"], conditions["finetune averaging"]
+    set_study_attribute(study, "objective", conditions)
+    capsys.readouterr()
+    words = ["--no-measure", "--out", "network.onnx"]
+    assert main(["export", "--run", str(run), "--trial", "1", "--images", "100", *words]) == 0
+    value = study.trials[1].values[0]
+    assert f"accuracy {value:.4f}, the trial measured {value:.4f}\n" in capsys.readouterr().out
 
 
 def test_what_was_timed_elsewhere_goes_with_its_trial(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from optuna.trial import TrialState
 
 import apq_optuna as apq
 from apq_optuna.cli import main
+from apq_optuna.commands.compare import _as_begun as as_begun
 from apq_optuna.comparison import (
     METHODS,
     Judged,
@@ -177,6 +180,35 @@ def test_other_conditions_are_another_comparison(compared: Path) -> None:
     storage = apq.open_storage(f"sqlite:///{compared}/apq.db")
     assert results_of(storage, other.conditions) == []
     assert results_of(storage, results(compared)[0].conditions) == results(compared)
+
+
+def test_a_comparison_keeps_the_rates_that_it_began_with(compared: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(compared, tmp_path / "run"))
+    asked = setting(run, 2 * LIMIT, 7)
+    alike, by_width = (
+        replace(asked, finetune=replace(FAST, rates=rates)) for rates in ("alike", "by-width")
+    )
+    assert as_begun(asked).conditions == by_width.conditions != alike.conditions
+
+    # conditions as they were hashed when there was one rate for all
+    finetune = {k: v for k, v in asdict(FAST).items() if k != "rates"}
+    said = [
+        asked.costs.digest, asked.supernet.weights_hash, asked.data.split_hash,
+        asked.data.augment, 7, finetune, asked.images, asked.epochs, asked.repeats, None,
+    ]  # fmt: skip
+    former = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    assert alike.conditions == former
+
+    first_stage = run / "compare" / f"retrained-{former}"  # all that is there of one stopped early
+    first_stage.mkdir()
+    assert as_begun(asked).finetune.rates == "alike"
+    first_stage.rmdir()
+    assert as_begun(asked).finetune.rates == "by-width"
+    optuna.create_study(
+        study_name=f"compare: joint, latency_ms=0.06 seed 3 [{former}]", storage=asked.storage
+    )
+    assert as_begun(asked).conditions == former  # for its other budgets and seeds, too
+    assert as_begun(by_width).finetune.rates == "by-width"  # what is asked for is done
 
 
 def test_calibrated_pairs_are_a_condition(compared: Path, tmp_path: Path) -> None:
