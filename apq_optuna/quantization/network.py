@@ -24,7 +24,7 @@ from apq_optuna.quantization.quantizers import (
     fake_quantize,
 )
 from apq_optuna.supernet import ConvNorm, Slot, SubnetModule, module_of
-from apq_optuna.supernet.convolution import conv2d
+from apq_optuna.supernet.convolution import conv2d, sound_conv2d
 from apq_optuna.supernet.pretrained.sources import LIBRARIES, build_model
 
 LARGEST_BIAS = 2**30
@@ -128,7 +128,7 @@ class QuantizedLayer(nn.Module):
             stride, padding = as_pair(self.stride)[0], as_pair(self.padding)[0]
             y = conv2d(x, weight, self.bias, stride, padding, self.groups)
         else:
-            y = F.conv2d(
+            y = sound_conv2d(
                 x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups
             )
         return F.relu(y, inplace=True) if self.relu else y

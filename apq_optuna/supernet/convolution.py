@@ -17,6 +17,10 @@ The CPU libraries behind torch have fast kernels of it for 3x3 only; 5x5 and 7x7
 twenty times as long as the gradient of the input. But it is itself a depthwise convolution: of
 B x C channels, with dy as the kernel (h x h, dilation s), whose forward pass is fast. What is left
 is to sum over the images.
+
+One way is wrong: the CPU library's weight gradient of a strided 1x1 convolution of few channels,
+laid out channels last, writes beyond its buffer (oneDNN 3.12, issue 6035), which crashes or spoils
+what lies there. Such a convolution is one of stride 1, of the positions that it reads.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from apq_optuna.supernet.products import convolved_as_products
 
@@ -37,6 +42,10 @@ SMALL_PRODUCT = 4_000_000
 
 POSITIONS, STRIDED_POSITIONS = 256, 64
 """Most output positions an image for which the other way is quicker, at stride 1 and beyond."""
+
+NARROW = 16
+"""Input channels below which a strided 1x1 weight gradient is wrong: fewer than a block, which
+has 8 with AVX2 and 16 with AVX-512."""
 
 
 def _quicker(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> bool:
@@ -57,6 +66,59 @@ def _small(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) ->
     return small and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _overruns(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: object, groups: int
+) -> bool:
+    """Whether the library's weight gradient of a convolution writes beyond its buffer."""
+    if max(stride) == 1 or weight.shape[2:] != (1, 1) or groups != 1 or weight.shape[1] >= NARROW:
+        return False
+    unpadded = padding in (0, (0,), (0, 0), "valid")
+    learns = torch.is_grad_enabled() and weight.requires_grad
+    return unpadded and learns and x.device.type == "cpu"
+
+
+def _read(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The positions of images that a strided 1x1 convolution reads, laid out as those are."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return x[..., :: stride[0], :: stride[-1]].contiguous(
+        memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+
+
+def sound_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | str | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.conv2d`, its weight gradient right (see above)."""
+    step = (stride,) if isinstance(stride, int) else tuple(stride)
+    unpadded = padding if isinstance(padding, int | str) else tuple(padding)
+    if input.ndim == 4 and _overruns(input, weight, step, unpadded, groups):
+        input, stride, padding = _read(input, step), 1, 0
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+class SoundGradients(TorchFunctionMode):
+    """Within it, convolutions of anybody's modules are `sound_conv2d`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return (sound_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
+
+
+def strides_narrowly(model: nn.Module) -> bool:
+    """Whether a model, or a narrower network of it, may need `SoundGradients`."""
+    return any(
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1
+        for m in model.modules()
+    )
+
+
 def conv2d(
     x: Tensor,
     weight: Tensor,
@@ -71,6 +133,8 @@ def conv2d(
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if x.is_cuda:
         return convolved_as_products(x, weight, bias, stride, padding, groups)
+    if _overruns(x, weight, (stride,), padding, groups):
+        x, stride = _read(x, (stride,)), 1
     if torch.is_autocast_enabled(x.device.type):  # which knows the library's functions only
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if _small(x, weight, stride, padding, groups):

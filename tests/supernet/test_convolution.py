@@ -8,10 +8,14 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+import apq_optuna as apq
+from apq_optuna.networks import ConvLayer, PlacedLayer
+from apq_optuna.quantization.network import QuantizedLayer
 from apq_optuna.supernet import convolution
-from apq_optuna.supernet.convolution import conv2d
+from apq_optuna.supernet.convolution import SoundGradients, conv2d, sound_conv2d
 
 
 def made(*shape: int, last: bool = True) -> Tensor:
@@ -72,7 +76,7 @@ def test_a_small_pointwise_convolution_has_torchs_gradients(bias: bool) -> None:
         (made(2, 6, 8, 8), made(6, 3, 5, 5), 1, 2, 2),  # grouped
         (made(2, 3, 40, 40), made(3, 1, 5, 5), 1, 2, 3),  # large
         (made(2, 6, 8, 8).double(), made(6, 1, 5, 5).double(), 1, 2, 6),
-        (made(2, 6, 8, 8), made(4, 6, 1, 1), 2, 0, 1),
+        (made(2, 16, 8, 8), made(4, 16, 1, 1), 2, 0, 1),
     ],
 )
 def test_any_other_convolution_is_torchs(
@@ -81,6 +85,90 @@ def test_any_other_convolution_is_torchs(
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     ours = gradients(conv2d, x, weight, None, stride, padding, groups)
     same(ours, gradients(F.conv2d, x, weight, None, stride, padding, 1, groups))
+
+
+class Asked(TorchFunctionMode):
+    """Notes which strided 1x1 convolutions reach the library, by their input channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: list[int] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.conv2d and args[1].shape[2:] == (1, 1):
+            stride = args[3] if len(args) > 3 else 1
+            if max([stride] if isinstance(stride, int) else stride) > 1:
+                self.channels.append(args[1].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("channels", [1, 3, 6, 7, 8, 15])
+@pytest.mark.parametrize("stride", [2, 3, (2, 1), (1, 2)], ids=str)
+def test_a_narrow_strided_convolution_has_right_gradients(
+    stride: int | tuple[int, int], channels: int, last: bool
+) -> None:
+    """The library's write beyond their buffer: wrong now and then, or the process ends."""
+    x, weight, bias = made(2, channels, 9, 8, last=last), made(4, channels, 1, 1), made(4)
+    right = gradients(F.conv2d, *(t.detach().double().requires_grad_() for t in (x, weight, bias)),
+                      stride)  # fmt: skip
+    functions = [sound_conv2d, conv2d] if isinstance(stride, int) else [sound_conv2d]
+    for function in functions:
+        with Asked() as asked:
+            value, learned = gradients(function, x, weight, bias, stride)
+        assert not asked.channels
+        assert channels == 1 or value.is_contiguous(  # one channel lies either way
+            memory_format=torch.channels_last if last else torch.contiguous_format
+        )
+        same((value.double(), [g.double() for g in learned]), right)
+
+
+class Narrow(nn.Module):
+    """A residual block whose strided shortcut gets narrow as it is pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.long = nn.Conv2d(16, 24, 3, 2, 1)
+        self.short = nn.Conv2d(16, 24, 1, 2)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(self.long(x) + self.short(x)).mean((2, 3)))
+
+
+def test_a_model_of_ones_own_learns_with_right_gradients() -> None:
+    torch.manual_seed(0)
+    model = Narrow()
+    space = apq.trace(model, (3, 8, 8), keep=(0.25, 1.0), step=2)
+    net = apq.PretrainedNet(model, space).train()
+    smallest = space.decode(space.extreme(largest=False)[0])
+    images = torch.randn(2, 3, 8, 8)
+    with Asked() as asked:
+        net(images, smallest).sum().backward()
+    assert not asked.channels
+    with Asked() as asked, torch.no_grad():  # nothing is learned: nothing is changed
+        net(images, smallest)
+    assert asked.channels == [4]
+    with Asked() as asked:
+        net(images).sum().backward()
+    assert asked.channels == [16]
+    with SoundGradients(), Asked() as asked:  # the innermost is asked first
+        net.subnet(smallest)(images)
+    assert asked.channels == [4]
+
+
+@pytest.mark.parametrize("stride", [2, (2, 1)], ids=str)
+def test_a_quantized_layer_learns_with_right_gradients(stride: int | tuple[int, int]) -> None:
+    placed = PlacedLayer("short", ConvLayer(6, 4, 8, 1, stride, 0, 1), 8, 8)
+    layer = QuantizedLayer(
+        torch.randn(4, 6, 1, 1), torch.zeros(4), placed, signed=True, relu=False,
+        stride=stride,
+    )  # fmt: skip
+    with Asked() as asked:
+        layer(made(2, 6, 8, 8)).sum().backward()
+    assert not asked.channels
 
 
 def test_only_gradients_that_are_asked_for_are_worked_out() -> None:

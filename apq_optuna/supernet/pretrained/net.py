@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
 from apq_optuna.networks import FLOAT_BITS, Subnet, TracedFamily, TracedSubnet
 from apq_optuna.space import SearchSpace
+from apq_optuna.supernet.convolution import SoundGradients, strides_narrowly
 from apq_optuna.supernet.modules import (
     Slot,
     SubnetModule,
@@ -64,6 +66,7 @@ class PretrainedNet(Supernet):
         self.how = dict(how or {})
         self.model, _ = own_copy(model)
         check_model(self.model, space.family)
+        self._narrow = strides_narrowly(self.model)
         lay_out(self.model, last=space.family.channels_last)
         # as buffers: who trains on keeps the order, and with it which channels are nested
         for g, first in enumerate(importance_order(self.model, space.family)):
@@ -107,6 +110,10 @@ class PretrainedNet(Supernet):
         """
         assert isinstance(self.space.family, TracedFamily)
         x = _taken(x, self.space.family)
+        with SoundGradients() if self._narrow and torch.is_grad_enabled() else nullcontext():
+            return self._run(x, subnet)
+
+    def _run(self, x: Tensor, subnet: Subnet | None) -> Tensor:
         if subnet is None:
             return self.model(x)  # type: ignore[no-any-return]
         assert isinstance(subnet, TracedSubnet)
