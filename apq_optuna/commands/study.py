@@ -134,7 +134,7 @@ def run_study(
     baselines: bool = True, measured_on: Device | None = None, repeats: int = 1,
 ) -> Study:  # fmt: skip
     import optuna
-    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
@@ -198,7 +198,7 @@ def run_study(
     ) as entry:  # fmt: skip
         entry.units_done, entry.units_total = 0, arguments.trials
         lost = 0
-        taken: int | None = None  # by another worker, from under this one
+        failed: tuple[int, BaseException] | None = None  # the trial that ended the last turn
 
         def count(study: Study, trial: Any) -> None:
             nonlocal lost
@@ -216,17 +216,19 @@ def run_study(
                 )
 
         def measure(trial: Trial) -> tuple[float, ...] | float:
-            nonlocal taken
-            taken = None
+            nonlocal failed
             if not arguments.threads:
                 share_cores()  # others may have come or gone
             try:
                 return objective(trial)
-            except UpdateFinishedTrialError:
-                taken = trial.number
+            except TrialPruned:  # of a network that gave no values
+                raise
+            except BaseException as error:
+                failed = trial.number, error
                 raise
 
         while completed_trials(study) < arguments.trials:
+            failed = None
             try:
                 study.optimize(
                     measure,
@@ -237,13 +239,23 @@ def run_study(
                     ],
                 )
                 break
-            except ValueError:  # from Optuna, which cannot tell a trial that has ended
-                if taken is None:
+            except ValueError as error:
+                # Optuna's, which cannot tell a trial that another worker ended, hides what was
+                if failed is None or failed[1] is error:
                     raise
-                say(
-                    f"trial {taken} stood still, as when a machine sleeps, and another worker "
-                    "took it for dead: going on with the next"
+                number, reason = failed
+                if not isinstance(reason, UpdateFinishedTrialError):
+                    raise reason from None
+                text = (
+                    f"trial {number} stood still, as when a machine sleeps, and another worker "
+                    "took it for dead"
                 )
+                lost += 1
+                if lost >= MOST_LOST:
+                    raise InvalidArgumentError(
+                        f"{lost} trials in a row gave no values; the last one: {text}"
+                    ) from None
+                say(f"{text}: going on with the next")
     if getattr(arguments, "confirm", None):
         from apq_optuna.confirming import confirm
 

@@ -14,17 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apq_optuna.supernet.convolution import exporting
+
 SMALLEST_SCALE = 1e-8
 """No step size is smaller; training keeps to it."""
 
 CALIBRATION_AT_ONCE = 1 << 18
 """Values with which several step sizes are tried at once; more would leave the cache."""
-
-
-def exporting() -> bool:
-    """Whether `torch.export` is at work."""
-    asked = getattr(torch.compiler, "is_exporting", None)  # not in all versions
-    return bool(asked and asked())
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:

@@ -18,20 +18,25 @@ twenty times as long as the gradient of the input. But it is itself a depthwise 
 B x C channels, with dy as the kernel (h x h, dilation s), whose forward pass is fast. What is left
 is to sum over the images.
 
-One way is wrong: the CPU library's weight gradient of a strided 1x1 convolution of few channels,
-laid out channels last, writes beyond its buffer (oneDNN 3.12, issue 6035), which crashes or spoils
-what lies there. Such a convolution is one of stride 1, of the positions that it reads.
+One way may be wrong: for the weight gradient of a strided 1x1 convolution of few channels, laid
+out channels last, the CPU library writes beyond its copy of the input (oneDNN 3.12, issue 6035),
+which crashes or spoils what lies there. Such a convolution is one of stride 1, of the positions
+that it reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from apq_optuna.networks import ConvLayer
+from apq_optuna.networks.layers import as_pair
 from apq_optuna.supernet.products import convolved_as_products
 
 FAST_KERNEL = 3
@@ -44,7 +49,7 @@ POSITIONS, STRIDED_POSITIONS = 256, 64
 """Most output positions an image for which the other way is quicker, at stride 1 and beyond."""
 
 NARROW = 16
-"""Input channels below which a strided 1x1 weight gradient is wrong: fewer than a block, which
+"""Input channels below which a strided 1x1 weight gradient may be wrong: fewer than a block, which
 has 8 with AVX2 and 16 with AVX-512."""
 
 
@@ -69,7 +74,7 @@ def _small(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) ->
 def _overruns(
     x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: object, groups: int
 ) -> bool:
-    """Whether the library's weight gradient of a convolution writes beyond its buffer."""
+    """Whether the library may write beyond its buffer for a convolution's weight gradient."""
     if max(stride) == 1 or weight.shape[2:] != (1, 1) or groups != 1 or weight.shape[1] >= NARROW:
         return False
     unpadded = padding in (0, (0,), (0, 0), "valid")
@@ -103,7 +108,7 @@ def sound_conv2d(
 
 
 class SoundGradients(TorchFunctionMode):
-    """Within it, convolutions of anybody's modules are `sound_conv2d`."""
+    """Within it, calls of `torch.conv2d` by anybody's modules are `sound_conv2d`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -111,12 +116,22 @@ class SoundGradients(TorchFunctionMode):
         return (sound_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
-def strides_narrowly(model: nn.Module) -> bool:
-    """Whether a model, or a narrower network of it, may need `SoundGradients`."""
-    return any(
-        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1
-        for m in model.modules()
-    )
+def sound_gradients(layers: Iterable[ConvLayer]) -> AbstractContextManager[object]:
+    """`SoundGradients` where a network of such layers learns and may need it, else nothing.
+
+    Args:
+        layers: Of the largest network; smaller ones have fewer channels.
+    """
+    if not torch.is_grad_enabled() or exporting():
+        return nullcontext()
+    needed = any(as_pair(x.kernel_size) == (1, 1) and max(as_pair(x.stride)) > 1 for x in layers)
+    return SoundGradients() if needed else nullcontext()
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is at work: sizes may be symbols."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # not in all versions
+    return bool(asked and asked())
 
 
 def conv2d(
@@ -128,8 +143,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, done in another way where that is quicker."""
-    # exported: sizes may be symbols
-    if (asked := getattr(torch.compiler, "is_exporting", None)) is not None and asked():
+    if exporting():
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
     if x.is_cuda:
         return convolved_as_products(x, weight, bias, stride, padding, groups)

@@ -137,8 +137,8 @@ def test_a_worker_that_stood_still_goes_on(
     measured = apq.Objective.__call__
 
     def standing_still(objective: apq.Objective, trial: optuna.Trial) -> object:
-        if trial.number == 1:  # what another worker does that finds no heartbeat
-            trial.storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+        if trial.number == 1:
+            _taken(trial)
         return measured(objective, trial)
 
     monkeypatch.setattr(apq.Objective, "__call__", standing_still)
@@ -149,6 +149,64 @@ def test_a_worker_that_stood_still_goes_on(
     study = optuna.load_study(study_name="search", storage=apq.open_storage("sqlite:///a.db"))
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def _taken(trial: optuna.Trial) -> None:
+    """What another worker does that finds no heartbeat."""
+    trial.storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+
+
+def test_a_worker_whose_trials_are_always_taken_gives_up(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    measured = apq.Objective.__call__
+
+    def standing_still(objective: apq.Objective, trial: optuna.Trial) -> object:
+        _taken(trial)
+        return measured(objective, trial)
+
+    monkeypatch.setattr(apq.Objective, "__call__", standing_still)
+    monkeypatch.setattr("apq_optuna.commands.study.MOST_LOST", 3)
+    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
+               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert told.out.count("stood still") == 2
+    assert "3 trials in a row gave no values; the last one: trial 2 stood still" in told.err
+
+
+@pytest.mark.parametrize("place", ["objective", "sampler"])
+def test_what_ends_a_search_beside_a_taken_trial_is_told(
+    place: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    measured = apq.Objective.__call__
+
+    def broken(objective: apq.Objective, trial: optuna.Trial) -> object:
+        _taken(trial)
+        if place == "objective":
+            raise MemoryError("no room for the images")
+        return measured(objective, trial)
+
+    def before_trial(sampler: apq.APQSampler, study: optuna.Study, trial: object) -> None:
+        if len(study.trials) > 1:
+            raise ValueError("the sampler is at its end")
+
+    monkeypatch.setattr(apq.Objective, "__call__", broken)
+    if place == "sampler":
+        monkeypatch.setattr(apq.APQSampler, "before_trial", before_trial)
+    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
+               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
+    if place == "objective":
+        with pytest.raises(MemoryError, match="no room"):
+            main(command)
+    else:
+        with pytest.raises(ValueError, match="at its end"):
+            main(command)
+        assert capsys.readouterr().out.count("stood still") == 1
 
 
 @pytest.mark.parametrize(

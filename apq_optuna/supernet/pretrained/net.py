@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from apq_optuna.data import ImageData
 from apq_optuna.errors import CheckpointError, InvalidArgumentError, SpaceError
 from apq_optuna.networks import FLOAT_BITS, Subnet, TracedFamily, TracedSubnet
 from apq_optuna.space import SearchSpace
-from apq_optuna.supernet.convolution import SoundGradients, strides_narrowly
+from apq_optuna.supernet.convolution import sound_gradients
 from apq_optuna.supernet.modules import (
     Slot,
     SubnetModule,
@@ -66,7 +65,6 @@ class PretrainedNet(Supernet):
         self.how = dict(how or {})
         self.model, _ = own_copy(model)
         check_model(self.model, space.family)
-        self._narrow = strides_narrowly(self.model)
         lay_out(self.model, last=space.family.channels_last)
         # as buffers: who trains on keeps the order, and with it which channels are nested
         for g, first in enumerate(importance_order(self.model, space.family)):
@@ -110,7 +108,7 @@ class PretrainedNet(Supernet):
         """
         assert isinstance(self.space.family, TracedFamily)
         x = _taken(x, self.space.family)
-        with SoundGradients() if self._narrow and torch.is_grad_enabled() else nullcontext():
+        with sound_gradients(traced.layer for traced in self.space.family.traced):
             return self._run(x, subnet)
 
     def _run(self, x: Tensor, subnet: Subnet | None) -> Tensor:
@@ -318,7 +316,8 @@ class TracedModule(SubnetModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits."""
-        return self.model(_taken(x, self.family))  # type: ignore[no-any-return]
+        with sound_gradients(traced.layer for traced in self.family.traced):
+            return self.model(_taken(x, self.family))  # type: ignore[no-any-return]
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
