@@ -116,13 +116,14 @@ class SoundGradients(TorchFunctionMode):
         return (sound_conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
-def sound_gradients(layers: Iterable[ConvLayer]) -> AbstractContextManager[object]:
+def sound_gradients(x: Tensor, layers: Iterable[ConvLayer]) -> AbstractContextManager[object]:
     """`SoundGradients` where a network of such layers learns and may need it, else nothing.
 
     Args:
+        x: Images of the pass.
         layers: Of the largest network; smaller ones have fewer channels.
     """
-    if not torch.is_grad_enabled() or exporting():
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or exporting():
         return nullcontext()
     needed = any(as_pair(x.kernel_size) == (1, 1) and max(as_pair(x.stride)) > 1 for x in layers)
     return SoundGradients() if needed else nullcontext()

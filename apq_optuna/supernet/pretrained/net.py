@@ -108,7 +108,7 @@ class PretrainedNet(Supernet):
         """
         assert isinstance(self.space.family, TracedFamily)
         x = _taken(x, self.space.family)
-        with sound_gradients(traced.layer for traced in self.space.family.traced):
+        with sound_gradients(x, (traced.layer for traced in self.space.family.traced)):
             return self._run(x, subnet)
 
     def _run(self, x: Tensor, subnet: Subnet | None) -> Tensor:
@@ -316,7 +316,7 @@ class TracedModule(SubnetModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` images to `(B, num_classes)` logits."""
-        with sound_gradients(traced.layer for traced in self.family.traced):
+        with sound_gradients(x, (traced.layer for traced in self.family.traced)):
             return self.model(_taken(x, self.family))  # type: ignore[no-any-return]
 
 
