@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -129,26 +130,25 @@ def test_a_search_in_which_nothing_works_gives_up(
     )
 
 
-def test_a_worker_that_stood_still_goes_on(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+@pytest.fixture
+def search_with(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[optuna.Trial], None]], int]:
+    """A search of 3 trials, before each of which something is done to it."""
     monkeypatch.chdir(tmp_path)
     measured = apq.Objective.__call__
 
-    def standing_still(objective: apq.Objective, trial: optuna.Trial) -> object:
-        if trial.number == 1:
-            _taken(trial)
-        return measured(objective, trial)
+    def search(before: Callable[[optuna.Trial], None]) -> int:
+        def measure(objective: apq.Objective, trial: optuna.Trial) -> object:
+            before(trial)
+            return measured(objective, trial)
 
-    monkeypatch.setattr(apq.Objective, "__call__", standing_still)
-    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
-               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
-    assert main(command) == 0
-    assert "trial 1 stood still" in capsys.readouterr().out
-    study = optuna.load_study(study_name="search", storage=apq.open_storage("sqlite:///a.db"))
-    states = [trial.state.name for trial in study.trials]
-    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+        monkeypatch.setattr(apq.Objective, "__call__", measure)
+        return main(["search", "--run", str(run_folder), "--storage", "sqlite:///a.db",
+                     "--trials", "3", "--steps", "2", "--images", "50",
+                     "--no-baselines"])  # fmt: skip
+
+    return search
 
 
 def _taken(trial: optuna.Trial) -> None:
@@ -156,57 +156,55 @@ def _taken(trial: optuna.Trial) -> None:
     trial.storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
 
 
+def _second_taken(trial: optuna.Trial) -> None:
+    if trial.number == 1:
+        _taken(trial)
+
+
+def test_a_worker_that_stood_still_goes_on(
+    search_with: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search_with(_second_taken) == 0
+    assert "trial 1 stood still" in capsys.readouterr().out
+    study = optuna.load_study(study_name="search", storage=apq.open_storage("sqlite:///a.db"))
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
 def test_a_worker_whose_trials_are_always_taken_gives_up(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    search_with: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    measured = apq.Objective.__call__
-
-    def standing_still(objective: apq.Objective, trial: optuna.Trial) -> object:
-        _taken(trial)
-        return measured(objective, trial)
-
-    monkeypatch.setattr(apq.Objective, "__call__", standing_still)
     monkeypatch.setattr("apq_optuna.commands.study.MOST_LOST", 3)
-    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
-               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
-    assert main(command) == 2
+    assert search_with(_taken) == 2
     told = capsys.readouterr()
     assert told.out.count("stood still") == 2
     assert "3 trials in a row gave no values; the last one: trial 2 stood still" in told.err
 
 
-@pytest.mark.parametrize("place", ["objective", "sampler"])
-def test_what_ends_a_search_beside_a_taken_trial_is_told(
-    place: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_what_an_objective_raises_of_a_taken_trial_is_told(
+    search_with: Callable[..., int],
+) -> None:
+    def broken(trial: optuna.Trial) -> None:
+        _taken(trial)
+        raise MemoryError("no room for the images")
+
+    with pytest.raises(MemoryError, match="no room"):
+        search_with(broken)
+
+
+def test_what_a_sampler_raises_after_a_taken_trial_is_told(
+    search_with: Callable[..., int], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    measured = apq.Objective.__call__
-
-    def broken(objective: apq.Objective, trial: optuna.Trial) -> object:
-        _taken(trial)
-        if place == "objective":
-            raise MemoryError("no room for the images")
-        return measured(objective, trial)
-
     def before_trial(sampler: apq.APQSampler, study: optuna.Study, trial: object) -> None:
         if len(study.trials) > 1:
             raise ValueError("the sampler is at its end")
 
-    monkeypatch.setattr(apq.Objective, "__call__", broken)
-    if place == "sampler":
-        monkeypatch.setattr(apq.APQSampler, "before_trial", before_trial)
-    command = ["search", "--run", str(run_folder), "--storage", "sqlite:///a.db", "--trials", "3",
-               "--steps", "2", "--images", "50", "--no-baselines"]  # fmt: skip
-    if place == "objective":
-        with pytest.raises(MemoryError, match="no room"):
-            main(command)
-    else:
-        with pytest.raises(ValueError, match="at its end"):
-            main(command)
-        assert capsys.readouterr().out.count("stood still") == 1
+    monkeypatch.setattr(apq.APQSampler, "before_trial", before_trial)
+    with pytest.raises(ValueError, match="at its end"):
+        search_with(_taken)
+    assert capsys.readouterr().out.count("stood still") == 1
 
 
 @pytest.mark.parametrize(
