@@ -125,7 +125,7 @@ def sound_gradients(x: Tensor, layers: Iterable[ConvLayer]) -> AbstractContextMa
     """
     if x.device.type != "cpu" or not torch.is_grad_enabled() or exporting():
         return nullcontext()
-    needed = any(as_pair(x.kernel_size) == (1, 1) and max(as_pair(x.stride)) > 1 for x in layers)
+    needed = any(as_pair(n.kernel_size) == (1, 1) and max(as_pair(n.stride)) > 1 for n in layers)
     return SoundGradients() if needed else nullcontext()
 
 

@@ -108,7 +108,7 @@ class Asked(TorchFunctionMode):
 def test_a_narrow_strided_convolution_has_right_gradients(
     stride: int | tuple[int, int], channels: int, last: bool
 ) -> None:
-    """The library's write beyond their buffer: wrong now and then, or the process ends."""
+    """The library's are wrong now and then, or end the process: it writes beyond a buffer."""
     # of sizes that the strides divide: the library goes wrong with these only
     x, weight, bias = made(2, channels, 12, 6, last=last), made(4, channels, 1, 1), made(4)
     right = gradients(F.conv2d, *(t.detach().double().requires_grad_() for t in (x, weight, bias)),
